@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "common/param.h"
+#include "gemm/problem.h"
+#include "quant/quant.h"
+#include "torch/tensor.h"
+
+// Every refusal of the library, and nothing else: what stands here is not repeated in the core, in
+// the fake kernels or in Python. A check turns the views of an operator's tensors, in the order of
+// its schema and null where absent, into the arguments of the core, outputs still missing; or it
+// throws std::invalid_argument, which Python sees as ValueError.
+//
+// The fake kernels run the same functions (qutlass_check in introspect.cpp) on views without data,
+// so that a compile fails with the message that the call would have failed with.
+namespace qutlass::binding {
+
+using Views = const TensorView* const*;
+
+constexpr int64_t kNoGroup = std::numeric_limits<int64_t>::min();  // group_size=None
+
+PackArguments check_pack_int4(Views);                      // w
+UnpackArguments check_unpack_int4(Views);                  // packed
+QuantizeArguments check_quantize_int8(Views, bool symmetric, bool per_tensor);  // x, scale, zero
+QuantizeArguments check_quantize_int4(Views, bool symmetric, int64_t group_size);
+DequantizeArguments check_dequantize_int8(Views, DType out, const char* out_name);  // q, scale, zero
+DequantizeArguments check_dequantize_int4(Views, DType out, const char* out_name);
+WeightSumsArguments check_weight_sums(Views, int64_t group_size);  // w
+
+// a, b, a_scale, b_scale, a_zero, b_zero, b_sum, bias
+GemmArguments check_matmul_int8(Views);
+GemmArguments check_matmul_w4a4(Views);
+GemmArguments check_matmul_w4a8(Views);   // and b_multiplier
+GemmArguments check_matmul_int4(Views);   // a, b, scales, zeros, bias
+
+// The first offending value of pack_int4, at a flat index.
+[[noreturn]] void refuse_pack_value(const TensorView& w, int64_t flat_index, int64_t value);
+
+}  // namespace qutlass::binding
