@@ -30,6 +30,9 @@ constexpr int64_t kBlockK = 1024;    // k in a block of integers: four rows of W
 constexpr int64_t kBlockKFloat = 512;  // the same bytes in float32
 // A zero point beyond this cannot be subtracted in 16 bits.
 constexpr int32_t kWideZero = 16384;
+constexpr int64_t kDirectRowsInt8 = 16;
+constexpr int64_t kDirectRowsInt4 = 4;
+constexpr int64_t kDirectRowsFloat = 2;
 // Multiply-adds worth a thread's waking.
 constexpr int64_t kGrainWork = 1 << 18;
 
@@ -165,13 +168,14 @@ class Worker {
         b_float_(p.is_float() ? kTileN * block.k : 0),
         c_int_(p.scaled_per_row() ? block.m * block.n : 0),
         c_float_(p.scaled_per_row() ? 0 : block.m * block.n),
-        row_scale_(p.scaled_per_row() ? 0 : p.groups),
-        row_zero_(p.is_float() && p.args.b_zero.present() ? p.groups : 0),
-        tile_scale_(p.is_group() ? kTileN * p.groups : 0) {}
+        row_(p.scaled_per_row() ? 0 : p.groups),
+        tile_scale_(p.scaled_per_row() ? 0 : kTileN * p.groups),
+        tile_zero_(p.is_float() ? kTileN * p.groups : 0),
+        direct_rows_(direct_rows(p, block)) {}
 
   bool ok() const {
     return a_int_.ok() && b_int_.ok() && a_float_.ok() && b_float_.ok() && c_int_.ok() &&
-           c_float_.ok() && row_scale_.ok() && row_zero_.ok() && tile_scale_.ok();
+           c_float_.ok() && row_.ok() && tile_scale_.ok() && tile_zero_.ok();
   }
 
   void run(int64_t task) {
@@ -189,19 +193,13 @@ class Worker {
       pack_a(m0, rows, k0, k, packed_k);
       for (int64_t n = 0; n < cols; n += kTileN) {
         const int64_t tile = std::min<int64_t>(kTileN, cols - n);
+        const bool direct = rows <= direct_rows_ && tile == kTileN;
         if (p_.is_float()) {
-          pack_b_float(n0 + n, tile, k0, k);
-          p_.kernels.dot_float(a_float_.get(), rows, b_float_.get(), k, k, c_float_.get() + n,
-                               block_.n);
+          multiply_float(direct, n0 + n, tile, rows, k0, k, c_float_.get() + n);
         } else if (p_.is_group()) {
-          pack_b_int(n0 + n, tile, k0, k, packed_k);
-          pack_group_scales(n0 + n, tile, k0 / g.group_size, k / g.group_size);
-          p_.kernels.dot_group(a_int_.get(), rows, b_int_.get(), k, k, g.group_size,
-                               tile_scale_.get(), c_float_.get() + n, block_.n);
+          multiply_group(direct, n0 + n, tile, rows, k0, k, c_float_.get() + n);
         } else {
-          pack_b_int(n0 + n, tile, k0, k, packed_k);
-          p_.kernels.dot_int(a_int_.get(), rows, b_int_.get(), packed_k, packed_k,
-                             c_int_.get() + n, block_.n);
+          multiply_int(direct, n0 + n, tile, rows, k0, k, packed_k, c_int_.get() + n);
         }
       }
     }
@@ -219,6 +217,14 @@ class Worker {
   }
 
  private:
+  // Up to so many rows of A the weight is read where it lies. Integer zero points and multipliers
+  // are applied in packing, and so are groups that a block of k cuts.
+  static int64_t direct_rows(const Problem& p, const Blocking& block) {
+    if (p.is_float()) return block.k % p.args.group_size ? 0 : kDirectRowsFloat;
+    if (p.args.b_zero.present() || p.args.b_multiplier) return 0;
+    return b_bits(p.args.op) == 8 ? kDirectRowsInt8 : kDirectRowsInt4;
+  }
+
   void pack_a(int64_t m0, int64_t rows, int64_t k0, int64_t k, int64_t packed_k) {
     if (m0 == packed_m0_ && k0 == packed_k0_) return;  // neighbouring tasks share rows
     packed_m0_ = m0;
@@ -279,39 +285,77 @@ class Worker {
   }
 
   void pack_b_float(int64_t n0, int64_t rows, int64_t k0, int64_t k) {
-    const Param& scale = p_.args.b_scale;
-    const Param& zero = p_.args.b_zero;
     const int64_t first = k0 / p_.args.group_size;
-    const int64_t count = ceil_div(k0 + k, p_.args.group_size) - first;
     for (int64_t n = 0; n < kTileN; ++n) {
       float* out = b_float_.get() + n * k;
       if (n >= rows) {
         std::fill_n(out, k, 0.0f);
         continue;
       }
-      load_floats(row_of(scale, n0 + n), scale.dtype, first, count, row_scale_.get());
-      if (zero.present()) {
-        load_floats(row_of(zero, n0 + n), zero.dtype, first, count, row_zero_.get());
-      }
       const uint8_t* row = p_.b_row(n0 + n);
       for_each_group(k0, k, [&](int64_t group, int64_t begin, int64_t end) {
-        p_.kernels.dequantize_int4(row + begin / 2, end - begin,
-                                   zero.present() ? row_zero_[group - first] : 0.0f,
-                                   row_scale_[group - first], out + (begin - k0));
+        const int64_t entry = (group - first) * kTileN + n;
+        p_.kernels.dequantize_int4(row + begin / 2, end - begin, tile_zero_[entry],
+                                   tile_scale_[entry], out + (begin - k0));
       });
     }
   }
 
-  // The scales of a tile's rows, those of one group together.
-  void pack_group_scales(int64_t n0, int64_t rows, int64_t first, int64_t count) {
-    const Param& scale = p_.args.b_scale;
+  // The entries of a tile's rows for the groups that [k0, k0 + k) touches, those of one group
+  // together.
+  void pack_groups(const Param& param, int64_t n0, int64_t rows, int64_t k0, int64_t k,
+                   float* out) {
+    const int64_t first = k0 / p_.args.group_size;
+    const int64_t count = ceil_div(k0 + k, p_.args.group_size) - first;
     for (int64_t n = 0; n < kTileN; ++n) {
-      if (n < rows) {
-        load_floats(row_of(scale, n0 + n), scale.dtype, first, count, row_scale_.get());
+      if (n < rows && param.present()) {
+        load_floats(row_of(param, n0 + n), param.dtype, first, count, row_.get());
       } else {
-        std::fill_n(row_scale_.get(), count, 0.0f);
+        std::fill_n(row_.get(), count, 0.0f);
       }
-      for (int64_t g = 0; g < count; ++g) tile_scale_[g * kTileN + n] = row_scale_[g];
+      for (int64_t g = 0; g < count; ++g) out[g * kTileN + n] = row_[g];
+    }
+  }
+
+  void multiply_int(bool direct, int64_t n0, int64_t tile, int64_t rows, int64_t k0, int64_t k,
+                    int64_t packed_k, int32_t* c) {
+    const uint8_t* b = p_.b_row(n0);
+    if (direct && b_bits(p_.args.op) == 8) {
+      p_.kernels.dot_int8(a_int_.get(), rows, packed_k, reinterpret_cast<const int8_t*>(b) + k0,
+                          p_.args.K, k, c, block_.n);
+    } else if (direct) {
+      p_.kernels.dot_int4(a_int_.get(), rows, packed_k, b + k0 / 2, p_.args.K / 2, k, c, block_.n);
+    } else {
+      pack_b_int(n0, tile, k0, k, packed_k);
+      p_.kernels.dot_int(a_int_.get(), rows, b_int_.get(), packed_k, packed_k, c, block_.n);
+    }
+  }
+
+  void multiply_group(bool direct, int64_t n0, int64_t tile, int64_t rows, int64_t k0, int64_t k,
+                      float* c) {
+    const int64_t size = p_.args.group_size;
+    pack_groups(p_.args.b_scale, n0, tile, k0, k, tile_scale_.get());
+    if (direct) {
+      p_.kernels.dot_group_int4(a_int_.get(), rows, k, p_.b_row(n0) + k0 / 2, p_.args.K / 2, k,
+                                size, tile_scale_.get(), c, block_.n);
+    } else {
+      pack_b_int(n0, tile, k0, k, k);
+      p_.kernels.dot_group(a_int_.get(), rows, b_int_.get(), k, k, size, tile_scale_.get(), c,
+                           block_.n);
+    }
+  }
+
+  void multiply_float(bool direct, int64_t n0, int64_t tile, int64_t rows, int64_t k0, int64_t k,
+                      float* c) {
+    pack_groups(p_.args.b_scale, n0, tile, k0, k, tile_scale_.get());
+    pack_groups(p_.args.b_zero, n0, tile, k0, k, tile_zero_.get());
+    if (direct) {
+      p_.kernels.dot_float_int4(a_float_.get(), rows, k, p_.b_row(n0) + k0 / 2, p_.args.K / 2, k,
+                                p_.args.group_size, tile_scale_.get(), tile_zero_.get(), c,
+                                block_.n);
+    } else {
+      pack_b_float(n0, tile, k0, k);
+      p_.kernels.dot_float(a_float_.get(), rows, b_float_.get(), k, k, c, block_.n);
     }
   }
 
@@ -320,7 +364,8 @@ class Worker {
   Scratch<int16_t> a_int_, b_int_;
   Scratch<float> a_float_, b_float_;
   Scratch<int32_t> c_int_;
-  Scratch<float> c_float_, row_scale_, row_zero_, tile_scale_;
+  Scratch<float> c_float_, row_, tile_scale_, tile_zero_;
+  int64_t direct_rows_;
   int64_t packed_m0_ = -1, packed_k0_ = -1;
 };
 

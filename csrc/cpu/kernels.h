@@ -33,16 +33,29 @@ struct Kernels {
   void (*dequantize_int4)(const uint8_t* in, int64_t k, float zero, float scale, float* out);
   void (*widen_bfloat16)(const uint16_t* in, int64_t k, float* out);
 
-  // c += a . b, exactly (modulo 2^32)
+  // c += a . b, exactly (modulo 2^32). The names with a format take kTileN rows of the weight as it
+  // lies in memory, `ldb` bytes apart: for few rows of A, where packing would cost as much as the
+  // product. There k is a multiple of 16 (int8) or 32 (packed INT4).
   void (*dot_int)(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride, int64_t k,
                   int32_t* c, int64_t ldc);
+  void (*dot_int8)(const int16_t* a, int64_t rows, int64_t stride, const int8_t* b, int64_t ldb,
+                   int64_t k, int32_t* c, int64_t ldc);
+  void (*dot_int4)(const int16_t* a, int64_t rows, int64_t stride, const uint8_t* b, int64_t ldb,
+                   int64_t k, int32_t* c, int64_t ldc);
   // For each group of `group` k (a multiple of 32), in order: c += float(a . b) * scale[group][n],
   // the product and the sum rounded each on its own.
   void (*dot_group)(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride, int64_t k,
                     int64_t group, const float* scale, float* c, int64_t ldc);
-  // c += a . b in float32. The order of the sum depends on k alone.
+  void (*dot_group_int4)(const int16_t* a, int64_t rows, int64_t stride, const uint8_t* b,
+                         int64_t ldb, int64_t k, int64_t group, const float* scale, float* c,
+                         int64_t ldc);
+  // c += a . b in float32. The order of the sum depends on k alone; the second gives the bits that
+  // dequantize_int4 and the first would, with scale[group][n] and zero[group][n].
   void (*dot_float)(const float* a, int64_t rows, const float* b, int64_t stride, int64_t k,
                     float* c, int64_t ldc);
+  void (*dot_float_int4)(const float* a, int64_t rows, int64_t stride, const uint8_t* b,
+                         int64_t ldb, int64_t k, int64_t group, const float* scale,
+                         const float* zero, float* c, int64_t ldc);
 
   // The epilogue of one row, every step rounded: float(acc) * b_scale * a_scale + bias (or null).
   void (*store_int)(const int32_t* acc, int64_t n, const float* b_scale, float a_scale,

@@ -59,19 +59,28 @@ QUTLASS_AVX2 void widen_int4(const uint8_t* in, int64_t k, int zero, int multipl
   }
 }
 
+// The 32 values of a block, k in order. Sign-extended bytes give the high nibbles by one shift and
+// the low ones by two, signs included.
+QUTLASS_AVX2 QUTLASS_INLINE void dequantize_block(const uint8_t* in, __m256 zero, __m256 scale,
+                                                  __m256 (&out)[4]) {
+  for (int half = 0; half < 2; ++half) {
+    const __m256i bytes = _mm256_cvtepi8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(in + 8 * half)));
+    const __m256i low = _mm256_srai_epi32(_mm256_slli_epi32(bytes, 28), 28);
+    const __m256i high = _mm256_srai_epi32(bytes, 4);
+    out[half] = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(low), zero), scale);
+    out[half + 2] = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(high), zero), scale);
+  }
+}
+
 QUTLASS_AVX2 void dequantize_int4(const uint8_t* in, int64_t k, float zero, float scale,
                                   float* out) {
   const __m256 z = _mm256_set1_ps(zero);
   const __m256 s = _mm256_set1_ps(scale);
-  const __m256 eight = _mm256_set1_ps(8.0f);
   for (int64_t i = 0; i < k; i += kInt4Block, in += kInt4BlockBytes) {
-    __m128i half[2];
-    split_nibbles(in, &half[0], &half[1]);
-    for (int j = 0; j < 4; ++j) {
-      const __m128i eighth = j % 2 ? _mm_unpackhi_epi64(half[j / 2], half[j / 2]) : half[j / 2];
-      const __m256 q = _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eighth)), eight);
-      _mm256_storeu_ps(out + i + 8 * j, _mm256_mul_ps(_mm256_sub_ps(q, z), s));
-    }
+    __m256 block[4];
+    dequantize_block(in, z, s, block);
+    for (int j = 0; j < 4; ++j) _mm256_storeu_ps(out + i + 8 * j, block[j]);
   }
 }
 
@@ -80,6 +89,42 @@ QUTLASS_AVX2 void widen_bfloat16(const uint16_t* in, int64_t k, float* out) {
     store(out + i, _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(in + i)), 16));
   }
 }
+
+// Four rows of W as int16, kStep k at a time in kRegisters registers: packed ones, or a weight as it
+// lies in memory.
+struct PackedRows {
+  static constexpr int kRegisters = 1;
+  const int16_t* b;
+  int64_t stride;
+
+  PackedRows from(int64_t k) const { return {b + k, stride}; }
+  QUTLASS_AVX2 QUTLASS_INLINE void read(int n, int64_t k, __m256i (&y)[kRegisters]) const {
+    y[0] = load(b + n * stride + k);
+  }
+};
+struct Int8Rows {
+  static constexpr int kRegisters = 1;
+  const int8_t* b;
+  int64_t stride;
+
+  QUTLASS_AVX2 QUTLASS_INLINE void read(int n, int64_t k, __m256i (&y)[kRegisters]) const {
+    y[0] = _mm256_cvtepi8_epi16(load_half(b + n * stride + k));
+  }
+};
+struct Int4Rows {
+  static constexpr int kRegisters = 2;
+  const uint8_t* b;
+  int64_t stride;
+
+  Int4Rows from(int64_t k) const { return {b + k / 2, stride}; }
+  QUTLASS_AVX2 QUTLASS_INLINE void read(int n, int64_t k, __m256i (&y)[kRegisters]) const {
+    const __m128i eight = _mm_set1_epi8(8);
+    __m128i low, high;
+    split_nibbles(b + n * stride + k / 2, &low, &high);
+    y[0] = _mm256_cvtepi8_epi16(_mm_sub_epi8(low, eight));
+    y[1] = _mm256_cvtepi8_epi16(_mm_sub_epi8(high, eight));
+  }
+};
 
 // Rows x kTileN dot products in registers; Rows is 1 or 2. With 2, 6 loads, 8 multiply-adds and 8
 // additions a step keep both multiply-add ports busy; a third row would spill.
@@ -92,15 +137,20 @@ struct IntTile {
       for (int n = 0; n < kTileN; ++n) acc[m][n] = _mm256_setzero_si256();
     }
   }
-  QUTLASS_AVX2 QUTLASS_INLINE void add(const int16_t* a, const int16_t* b, int64_t stride,
-                                       int64_t k) {
-    for (int64_t i = 0; i < k; i += kLanes) {
-      __m256i x[Rows];
-      for (int m = 0; m < Rows; ++m) x[m] = load(a + m * stride + i);
+  template <typename B>
+  QUTLASS_AVX2 QUTLASS_INLINE void add(const int16_t* a, int64_t stride, const B& b, int64_t k) {
+    for (int64_t i = 0; i < k; i += kLanes * B::kRegisters) {
+      __m256i x[Rows][B::kRegisters];
+      for (int m = 0; m < Rows; ++m) {
+        for (int r = 0; r < B::kRegisters; ++r) x[m][r] = load(a + m * stride + i + r * kLanes);
+      }
       for (int n = 0; n < kTileN; ++n) {
-        const __m256i y = load(b + n * stride + i);
-        for (int m = 0; m < Rows; ++m) {
-          acc[m][n] = _mm256_add_epi32(acc[m][n], _mm256_madd_epi16(x[m], y));
+        __m256i y[B::kRegisters];
+        b.read(n, i, y);
+        for (int r = 0; r < B::kRegisters; ++r) {
+          for (int m = 0; m < Rows; ++m) {
+            acc[m][n] = _mm256_add_epi32(acc[m][n], _mm256_madd_epi16(x[m][r], y[r]));
+          }
         }
       }
     }
@@ -113,27 +163,43 @@ struct IntTile {
   }
 };
 
-template <int Rows>
-QUTLASS_AVX2 QUTLASS_INLINE void dot_int_rows(const int16_t* a, const int16_t* b, int64_t stride,
+template <int Rows, typename B>
+QUTLASS_AVX2 QUTLASS_INLINE void dot_int_rows(const int16_t* a, int64_t stride, const B& b,
                                               int64_t k, int32_t* c, int64_t ldc) {
   IntTile<Rows> tile;
   tile.clear();
-  tile.add(a, b, stride, k);
+  tile.add(a, stride, b, k);
   for (int m = 0; m < Rows; ++m) {
     auto* row = reinterpret_cast<__m128i*>(c + m * ldc);
     _mm_storeu_si128(row, _mm_add_epi32(_mm_loadu_si128(row), tile.sums(m)));
   }
 }
 
-QUTLASS_AVX2 void dot_int(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride,
-                          int64_t k, int32_t* c, int64_t ldc) {
+template <typename B>
+QUTLASS_AVX2 QUTLASS_INLINE void dot_int_all(const int16_t* a, int64_t rows, int64_t stride,
+                                             const B& b, int64_t k, int32_t* c, int64_t ldc) {
   int64_t m = 0;
-  for (; m + 2 <= rows; m += 2) dot_int_rows<2>(a + m * stride, b, stride, k, c + m * ldc, ldc);
-  if (m < rows) dot_int_rows<1>(a + m * stride, b, stride, k, c + m * ldc, ldc);
+  for (; m + 2 <= rows; m += 2) dot_int_rows<2>(a + m * stride, stride, b, k, c + m * ldc, ldc);
+  if (m < rows) dot_int_rows<1>(a + m * stride, stride, b, k, c + m * ldc, ldc);
 }
 
-template <int Rows>
-QUTLASS_AVX2 QUTLASS_INLINE void dot_group_rows(const int16_t* a, const int16_t* b, int64_t stride,
+QUTLASS_AVX2 void dot_int(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride,
+                          int64_t k, int32_t* c, int64_t ldc) {
+  dot_int_all(a, rows, stride, PackedRows{b, stride}, k, c, ldc);
+}
+
+QUTLASS_AVX2 void dot_int8(const int16_t* a, int64_t rows, int64_t stride, const int8_t* b,
+                           int64_t ldb, int64_t k, int32_t* c, int64_t ldc) {
+  dot_int_all(a, rows, stride, Int8Rows{b, ldb}, k, c, ldc);
+}
+
+QUTLASS_AVX2 void dot_int4(const int16_t* a, int64_t rows, int64_t stride, const uint8_t* b,
+                           int64_t ldb, int64_t k, int32_t* c, int64_t ldc) {
+  dot_int_all(a, rows, stride, Int4Rows{b, ldb}, k, c, ldc);
+}
+
+template <int Rows, typename B>
+QUTLASS_AVX2 QUTLASS_INLINE void dot_group_rows(const int16_t* a, int64_t stride, const B& b,
                                                 int64_t k, int64_t group, const float* scale,
                                                 float* c, int64_t ldc) {
   __m128 acc[Rows];
@@ -141,7 +207,7 @@ QUTLASS_AVX2 QUTLASS_INLINE void dot_group_rows(const int16_t* a, const int16_t*
   for (int64_t k0 = 0; k0 < k; k0 += group, scale += kTileN) {
     IntTile<Rows> tile;
     tile.clear();
-    tile.add(a + k0, b + k0, stride, group);
+    tile.add(a + k0, stride, b.from(k0), group);
     for (int m = 0; m < Rows; ++m) {
       acc[m] =
           _mm_add_ps(acc[m], _mm_mul_ps(_mm_cvtepi32_ps(tile.sums(m)), _mm_loadu_ps(scale)));
@@ -150,37 +216,64 @@ QUTLASS_AVX2 QUTLASS_INLINE void dot_group_rows(const int16_t* a, const int16_t*
   for (int m = 0; m < Rows; ++m) _mm_storeu_ps(c + m * ldc, acc[m]);
 }
 
-QUTLASS_AVX2 void dot_group(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride,
-                            int64_t k, int64_t group, const float* scale, float* c, int64_t ldc) {
+template <typename B>
+QUTLASS_AVX2 QUTLASS_INLINE void dot_group_all(const int16_t* a, int64_t rows, int64_t stride,
+                                               const B& b, int64_t k, int64_t group,
+                                               const float* scale, float* c, int64_t ldc) {
   int64_t m = 0;
   for (; m + 2 <= rows; m += 2) {
-    dot_group_rows<2>(a + m * stride, b, stride, k, group, scale, c + m * ldc, ldc);
+    dot_group_rows<2>(a + m * stride, stride, b, k, group, scale, c + m * ldc, ldc);
   }
-  if (m < rows) dot_group_rows<1>(a + m * stride, b, stride, k, group, scale, c + m * ldc, ldc);
+  if (m < rows) dot_group_rows<1>(a + m * stride, stride, b, k, group, scale, c + m * ldc, ldc);
 }
 
-// One row or two, an output sees the same additions in the same order.
+QUTLASS_AVX2 void dot_group(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride,
+                            int64_t k, int64_t group, const float* scale, float* c, int64_t ldc) {
+  dot_group_all(a, rows, stride, PackedRows{b, stride}, k, group, scale, c, ldc);
+}
+
+QUTLASS_AVX2 void dot_group_int4(const int16_t* a, int64_t rows, int64_t stride, const uint8_t* b,
+                                 int64_t ldb, int64_t k, int64_t group, const float* scale,
+                                 float* c, int64_t ldc) {
+  dot_group_all(a, rows, stride, Int4Rows{b, ldb}, k, group, scale, c, ldc);
+}
+
+// Rows x kTileN float32 sums in registers. Whatever feeds them, an output sees the same additions in
+// the same order.
+template <int Rows>
+struct FloatTile {
+  __m256 acc[Rows][kTileN];
+
+  QUTLASS_AVX2 QUTLASS_INLINE void clear() {
+    for (int m = 0; m < Rows; ++m) {
+      for (int n = 0; n < kTileN; ++n) acc[m][n] = _mm256_setzero_ps();
+    }
+  }
+  QUTLASS_AVX2 QUTLASS_INLINE void add_to(float* c, int64_t ldc) const {
+    for (int m = 0; m < Rows; ++m) {
+      const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(acc[m][0], acc[m][1]),
+                                          _mm256_hadd_ps(acc[m][2], acc[m][3]));
+      const __m128 sums =
+          _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+      _mm_storeu_ps(c + m * ldc, _mm_add_ps(_mm_loadu_ps(c + m * ldc), sums));
+    }
+  }
+};
+
 template <int Rows>
 QUTLASS_AVX2_FMA QUTLASS_INLINE void dot_float_rows(const float* a, const float* b, int64_t stride,
                                                     int64_t k, float* c, int64_t ldc) {
-  __m256 acc[Rows][kTileN];
-  for (int m = 0; m < Rows; ++m) {
-    for (int n = 0; n < kTileN; ++n) acc[m][n] = _mm256_setzero_ps();
-  }
+  FloatTile<Rows> tile;
+  tile.clear();
   for (int64_t i = 0; i < k; i += 8) {
     __m256 x[Rows];
     for (int m = 0; m < Rows; ++m) x[m] = _mm256_loadu_ps(a + m * stride + i);
     for (int n = 0; n < kTileN; ++n) {
       const __m256 y = _mm256_loadu_ps(b + n * stride + i);
-      for (int m = 0; m < Rows; ++m) acc[m][n] = _mm256_fmadd_ps(x[m], y, acc[m][n]);
+      for (int m = 0; m < Rows; ++m) tile.acc[m][n] = _mm256_fmadd_ps(x[m], y, tile.acc[m][n]);
     }
   }
-  for (int m = 0; m < Rows; ++m) {
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(acc[m][0], acc[m][1]),
-                                        _mm256_hadd_ps(acc[m][2], acc[m][3]));
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-    _mm_storeu_ps(c + m * ldc, _mm_add_ps(_mm_loadu_ps(c + m * ldc), sums));
-  }
+  tile.add_to(c, ldc);
 }
 
 QUTLASS_AVX2_FMA void dot_float(const float* a, int64_t rows, const float* b, int64_t stride,
@@ -188,6 +281,43 @@ QUTLASS_AVX2_FMA void dot_float(const float* a, int64_t rows, const float* b, in
   int64_t m = 0;
   for (; m + 2 <= rows; m += 2) dot_float_rows<2>(a + m * stride, b, stride, k, c + m * ldc, ldc);
   if (m < rows) dot_float_rows<1>(a + m * stride, b, stride, k, c + m * ldc, ldc);
+}
+
+template <int Rows>
+QUTLASS_AVX2_FMA QUTLASS_INLINE void dot_float_int4_rows(const float* a, int64_t stride,
+                                                         const uint8_t* b, int64_t ldb, int64_t k,
+                                                         int64_t group, const float* scale,
+                                                         const float* zero, float* c, int64_t ldc) {
+  FloatTile<Rows> tile;
+  tile.clear();
+  for (int64_t k0 = 0; k0 < k; k0 += group, scale += kTileN, zero += kTileN) {
+    for (int64_t i = k0; i < k0 + group; i += kInt4Block) {
+      for (int n = 0; n < kTileN; ++n) {
+        __m256 y[4];
+        dequantize_block(b + n * ldb + i / 2, _mm256_broadcast_ss(zero + n),
+                         _mm256_broadcast_ss(scale + n), y);
+        for (int j = 0; j < 4; ++j) {
+          for (int m = 0; m < Rows; ++m) {
+            const __m256 x = _mm256_loadu_ps(a + m * stride + i + 8 * j);
+            tile.acc[m][n] = _mm256_fmadd_ps(x, y[j], tile.acc[m][n]);
+          }
+        }
+      }
+    }
+  }
+  tile.add_to(c, ldc);
+}
+
+QUTLASS_AVX2_FMA void dot_float_int4(const float* a, int64_t rows, int64_t stride, const uint8_t* b,
+                                     int64_t ldb, int64_t k, int64_t group, const float* scale,
+                                     const float* zero, float* c, int64_t ldc) {
+  int64_t m = 0;
+  for (; m + 2 <= rows; m += 2) {
+    dot_float_int4_rows<2>(a + m * stride, stride, b, ldb, k, group, scale, zero, c + m * ldc, ldc);
+  }
+  if (m < rows) {
+    dot_float_int4_rows<1>(a + m * stride, stride, b, ldb, k, group, scale, zero, c + m * ldc, ldc);
+  }
 }
 
 // Nearest, ties to even, NaN to 0x7FFF; each result in the low half of its 32 bits.
@@ -241,9 +371,10 @@ QUTLASS_AVX2 void store_float(const float* acc, int64_t n, float a_scale, const 
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static constexpr Kernels kernels = {"avx2",         widen_int8, widen_int4, dequantize_int4,
-                                      widen_bfloat16, dot_int,    dot_group,  dot_float,
-                                      store_int,      store_float};
+  static constexpr Kernels kernels = {"avx2", widen_int8, widen_int4, dequantize_int4,
+                                      widen_bfloat16, dot_int, dot_int8, dot_int4, dot_group,
+                                      dot_group_int4, dot_float, dot_float_int4, store_int,
+                                      store_float};
   static const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return here ? &kernels : nullptr;
 }

@@ -38,18 +38,39 @@ void widen_bfloat16(const uint16_t* in, int64_t k, float* out) {
 }
 
 // Unsigned, so that a sum that leaves int32 wraps instead of being undefined.
-uint32_t dot(const int16_t* a, const int16_t* b, int64_t k) {
+template <typename B>
+uint32_t dot(const int16_t* a, const B* b, int64_t k) {
   uint32_t sum = 0;
   for (int64_t i = 0; i < k; ++i) sum += static_cast<uint32_t>(int32_t{a[i]} * int32_t{b[i]});
   return sum;
+}
+void add(int32_t* acc, uint32_t sum) {
+  *acc = static_cast<int32_t>(static_cast<uint32_t>(*acc) + sum);
 }
 
 void dot_int(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride, int64_t k,
              int32_t* c, int64_t ldc) {
   for (int64_t m = 0; m < rows; ++m) {
-    for (int n = 0; n < kTileN; ++n) {
-      int32_t& acc = c[m * ldc + n];
-      acc = static_cast<int32_t>(static_cast<uint32_t>(acc) + dot(a + m * stride, b + n * stride, k));
+    for (int n = 0; n < kTileN; ++n) add(c + m * ldc + n, dot(a + m * stride, b + n * stride, k));
+  }
+}
+
+void dot_int8(const int16_t* a, int64_t rows, int64_t stride, const int8_t* b, int64_t ldb,
+              int64_t k, int32_t* c, int64_t ldc) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int n = 0; n < kTileN; ++n) add(c + m * ldc + n, dot(a + m * stride, b + n * ldb, k));
+  }
+}
+
+void dot_int4(const int16_t* a, int64_t rows, int64_t stride, const uint8_t* b, int64_t ldb,
+              int64_t k, int32_t* c, int64_t ldc) {
+  int16_t block[kInt4Block];
+  for (int n = 0; n < kTileN; ++n) {
+    for (int64_t i = 0; i < k; i += kInt4Block) {
+      widen_int4(b + n * ldb + i / 2, kInt4Block, 0, 1, block);
+      for (int64_t m = 0; m < rows; ++m) {
+        add(c + m * ldc + n, dot(a + m * stride + i, block, kInt4Block));
+      }
     }
   }
 }
@@ -70,19 +91,60 @@ void dot_group(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride,
   }
 }
 
+void dot_group_int4(const int16_t* a, int64_t rows, int64_t stride, const uint8_t* b, int64_t ldb,
+                    int64_t k, int64_t group, const float* scale, float* c, int64_t ldc) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t k0 = 0; k0 < k; k0 += group) {
+      int32_t sums[kTileN] = {};
+      dot_int4(a + m * stride + k0, 1, stride, b + k0 / 2, ldb, group, sums, kTileN);
+      for (int n = 0; n < kTileN; ++n) {
+        const float term = static_cast<float>(sums[n]) * scale[k0 / group * kTileN + n];
+        c[m * ldc + n] = c[m * ldc + n] + term;
+      }
+    }
+  }
+}
+
+// A sum a compiler may not reorder, in lanes so that it can still vectorize it.
+struct FloatLanes {
+  static constexpr int kLanes = 8;  // divides kPackUnit
+  float lane[kLanes] = {};
+
+  void add(const float* x, const float* y, int64_t k) {
+    for (int64_t i = 0; i < k; i += kLanes) {
+      for (int j = 0; j < kLanes; ++j) lane[j] = lane[j] + x[i + j] * y[i + j];
+    }
+  }
+  float sum() const {
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
+           ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+  }
+};
+
 void dot_float(const float* a, int64_t rows, const float* b, int64_t stride, int64_t k, float* c,
                int64_t ldc) {
-  constexpr int kLanes = 8;  // divides kPackUnit; lets a compiler vectorize a sum it may not reorder
   for (int64_t m = 0; m < rows; ++m) {
     for (int n = 0; n < kTileN; ++n) {
-      float lane[kLanes] = {};
-      const float* x = a + m * stride;
-      const float* y = b + n * stride;
-      for (int64_t i = 0; i < k; i += kLanes) {
-        for (int j = 0; j < kLanes; ++j) lane[j] = lane[j] + x[i + j] * y[i + j];
+      FloatLanes lanes;
+      lanes.add(a + m * stride, b + n * stride, k);
+      c[m * ldc + n] += lanes.sum();
+    }
+  }
+}
+
+void dot_float_int4(const float* a, int64_t rows, int64_t stride, const uint8_t* b, int64_t ldb,
+                    int64_t k, int64_t group, const float* scale, const float* zero, float* c,
+                    int64_t ldc) {
+  float block[kInt4Block];
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int n = 0; n < kTileN; ++n) {
+      FloatLanes lanes;
+      for (int64_t i = 0; i < k; i += kInt4Block) {
+        const int64_t entry = i / group * kTileN + n;
+        dequantize_int4(b + n * ldb + i / 2, kInt4Block, zero[entry], scale[entry], block);
+        lanes.add(a + m * stride + i, block, kInt4Block);
       }
-      c[m * ldc + n] += ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
-                        ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+      c[m * ldc + n] += lanes.sum();
     }
   }
 }
@@ -111,9 +173,10 @@ void store_float(const float* acc, int64_t n, float a_scale, const float* bias, 
 }  // namespace
 
 const Kernels& generic_kernels() {
-  static constexpr Kernels kernels = {"generic",      widen_int8, widen_int4, dequantize_int4,
-                                      widen_bfloat16, dot_int,    dot_group,  dot_float,
-                                      store_int,      store_float};
+  static constexpr Kernels kernels = {"generic", widen_int8, widen_int4, dequantize_int4,
+                                      widen_bfloat16, dot_int, dot_int8, dot_int4, dot_group,
+                                      dot_group_int4, dot_float, dot_float_int4, store_int,
+                                      store_float};
   return kernels;
 }
 

@@ -88,6 +88,7 @@ class QuantizedGemm {
       group.multiplier = g.b_multiplier;
       group.group_size = static_cast<int>(g.group_size);
       group.groups = static_cast<int>(g.groups());
+      while (group.groups > 1 && int64_t{1} << group.group_shift > group.group_size) --group.group_shift;
 
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);

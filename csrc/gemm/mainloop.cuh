@@ -13,9 +13,9 @@
 //   byte:  0 1 2 3 | 4 5 6 7 | ...           low nibbles  k = 4t .. 4t+3       -> fragment b0
 //   word:    t=0   |   t=1   | ...           high nibbles k = 16+4t .. 16+4t+3 -> fragment b1
 //
-// which is the k order of mma.m16n8k32.s8 itself. For mma.m16n8k16.bf16 the same word gives two
-// instructions (low nibbles, then high), whose k order is permuted: slots (2t, 2t+1, 2t+8, 2t+9)
-// hold k = (4t, 4t+1, 4t+2, 4t+3), and the activations are read to agree.
+// which is the k order of mma.m16n8k32.s8 itself. mma.m16n8k16.bf16 wants k = 2t, 2t+1, 8+2t, 9+2t in
+// lane t, which are bytes 2t, 2t+1, 8+2t, 9+2t: two 32-bit loads and a byte permutation make that word,
+// whose low nibbles are one instruction's fragment and whose high nibbles the next one's.
 #pragma once
 
 #include "common/load_param.cuh"
@@ -23,6 +23,7 @@
 #include "cutlass/layout/matrix.h"
 #include "gemm/mma.cuh"
 #include "gemm/problem.h"
+#include "gemm/tiles.h"
 
 namespace qutlass::threadblock {
 
@@ -47,24 +48,17 @@ template <typename Tile>
 __device__ __forceinline__ int swizzle(int row) {
   return (row / Tile::kRowsPerLine) % Tile::kXorRange;
 }
-// For bf16 activations, which are read 8 bytes a lane: a half warp reads 4 rows x 2 chunks, so pairs
-// of chunks move together and any 4 consecutive rows lie on different pairs.
-template <typename Tile>
-__device__ __forceinline__ int swizzle_pairs(int row) {
-  return ((row / Tile::kRowsPerLine) % (Tile::kXorRange / 2)) * 2;
-}
-
 // Copies one operand's tiles from global memory, k tile after k tile.
-template <typename Tile, int kThreads, bool kPairs>
+template <typename Tile, int kThreads>
 class TileLoader {
   static constexpr int kAccesses = Tile::kRows * Tile::kChunks;
   static constexpr int kIterations = (kAccesses + kThreads - 1) / kThreads;
   static constexpr int kRowStep = kThreads / Tile::kChunks;  // rows from one access to the next
   static_assert(kThreads % Tile::kChunks == 0, "each thread stays in one column of chunks");
-  static_assert(kRowStep % (kPairs ? 4 : 8) == 0, "each thread stays at one chunk position");
+  static_assert(kRowStep % 8 == 0, "each thread stays at one chunk position");
 
   const char* pointer_;      // this thread's chunk of its first row, at the current k
-  int64_t step_;             // bytes from one access to the next
+  int step_;                 // bytes from one access to the next
   uint32_t valid_rows_ = 0;  // bit i: row of access i exists
   uint32_t shared_;          // offset of the first access in a stage
   bool idle_;                // the tile has fewer chunks than the block has threads
@@ -75,11 +69,10 @@ class TileLoader {
   __device__ TileLoader(const char* base, int64_t ld, int rows, int k_begin, int k_end, int thread) {
     const int chunk = thread % Tile::kChunks;
     const int row0 = thread / Tile::kChunks;
-    const int x = kPairs ? swizzle_pairs<Tile>(row0) : swizzle<Tile>(row0);
     pointer_ = base + row0 * ld + k_begin + chunk * 16;
-    step_ = kRowStep * ld;
+    step_ = kRowStep * static_cast<int>(ld);
     k_left_ = k_end - k_begin - chunk * 16;
-    shared_ = row0 * Tile::kRowBytes + ((chunk ^ x) * 16);
+    shared_ = row0 * Tile::kRowBytes + ((chunk ^ swizzle<Tile>(row0)) * 16);
     idle_ = row0 >= Tile::kRows;
 #pragma unroll
     for (int i = 0; i < kIterations; ++i) {
@@ -111,6 +104,7 @@ struct GroupParams {
   DType b_scale_dtype = DType::kNone;
   DType b_zero_dtype = DType::kNone;
   int b_zero_stride = 0;                  // not grouped: from one n to the next
+  int group_shift = 31;                   // k >> group_shift is k's group
   int group_size = 0;              // k
   int groups = 1;
 };
@@ -159,19 +153,24 @@ class Mainloop {
   using TileA = SharedTile<Shape::kM, Shape::kK * a_bits(kOp) / 8>;
   using TileB = SharedTile<Shape::kN, Shape::kK * b_bits(kOp) / 8>;
 
-  // Group scales (multipliers) and zero points travel with the tiles, as the 32-bit words that hold
-  // them: [stage][group in tile][column].
+  // Group scales (multipliers) and zero points travel through shared memory too. Theirs are [N, G]
+  // arrays of which a tile needs a narrow column, so a block of kGroupBlock groups is fetched at once,
+  // as 32-bit words whatever the dtype, when the first tile that needs it is: [block][column][word],
+  // a word of padding a column against bank conflicts. kGroupBlocks of them cover the tiles in flight
+  // even with the smallest group, 32.
   static constexpr bool kGroups = kFold || kMultiplier;
-  static constexpr int kTileGroups = Shape::kK / 32;
-  static constexpr int kGroupWords = kTileGroups * Shape::kN;
+  static constexpr int kGroupBlock = group_block_of(Shape::kK);
+  static constexpr int kGroupBlocks = group_blocks_of(Shape::kK, kStages);
+  static constexpr int kColumnWords = kGroupBlock + 1;
+  static constexpr int kBlockWords = kColumnWords * Shape::kN;
 
   struct PlainStorage {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
     alignas(128) uint8_t b[kStages][TileB::kBytes];
   };
   struct GroupStorage : PlainStorage {
-    alignas(128) uint32_t scale[kStages][kGroupWords];
-    alignas(128) uint32_t zero[kStages][kGroupWords];
+    alignas(128) uint32_t scale[kGroupBlocks][kBlockWords];
+    alignas(128) uint32_t zero[kGroupBlocks][kBlockWords];
   };
   using SharedStorage = cutlass::platform::conditional_t<kGroups, GroupStorage, PlainStorage>;
 
@@ -190,11 +189,12 @@ class Mainloop {
   int lane_;
   int warp_m_, warp_n_, warp_k_;
 
-  TileLoader<TileA, kThreads, kBf16> loader_a_;
-  TileLoader<TileB, kThreads, false> loader_b_;
+  TileLoader<TileA, kThreads> loader_a_;
+  TileLoader<TileB, kThreads> loader_b_;
   int tiles_;         // k tiles of this block
   int loaded_ = 0;    // k tiles asked for
   int load_stage_ = 0;
+  int loaded_blocks_ = 0;  // blocks of groups asked for
 
   const GroupParams& group_;
   SharedStorage& shared_;
@@ -223,17 +223,16 @@ class Mainloop {
     warp_m_ = warp % (WarpCount::kM * WarpCount::kN) % WarpCount::kM;
     warp_n_ = warp % (WarpCount::kM * WarpCount::kN) / WarpCount::kM;
 
-    if constexpr (kBf16) {
-      const int row = warp_m_ * WarpShape::kM + lane / 4;
-      const int t = lane % 4;
-      lane_a_ = row * TileA::kRowBytes + (((t >> 1) ^ swizzle_pairs<TileA>(row)) * 16) + (t & 1) * 8;
-    } else {
+    {
       const int row = warp_m_ * WarpShape::kM + lane % 16;
       lane_a_ = row * TileA::kRowBytes + (((lane / 16) ^ swizzle<TileA>(row)) * 16);
     }
     if constexpr (kWideB) {
       const int row = warp_n_ * WarpShape::kN + lane % 8 + lane / 16 * 8;
       lane_b_ = row * TileB::kRowBytes + (((lane / 8 % 2) ^ swizzle<TileB>(row)) * 16);
+    } else if constexpr (kBf16) {
+      const int row = warp_n_ * WarpShape::kN + lane / 4;
+      lane_b_ = row * TileB::kRowBytes + swizzle<TileB>(row) * 16 + lane % 4 / 2 * 4;
     } else {
       const int row = warp_n_ * WarpShape::kN + lane;
       lane_b_ = row * TileB::kRowBytes + swizzle<TileB>(row) * 16;
@@ -276,20 +275,10 @@ class Mainloop {
   }
 
   __device__ __forceinline__ void fetch_a(uint32_t (&a)[kMTiles][4], int stage, int substep) const {
-    if constexpr (kBf16) {
-      const uint32_t base =
-          shared_a_ + stage * TileA::kBytes + (lane_a_ ^ static_cast<uint32_t>(substep * 32));
+    const uint32_t base =
+        shared_a_ + stage * TileA::kBytes + (lane_a_ ^ static_cast<uint32_t>(substep * 32));
 #pragma unroll
-      for (int i = 0; i < kMTiles; ++i) {
-        load_shared_64(a[i][0], a[i][2], base + i * 16 * TileA::kRowBytes);
-        load_shared_64(a[i][1], a[i][3], base + (i * 16 + 8) * TileA::kRowBytes);
-      }
-    } else {
-      const uint32_t base =
-          shared_a_ + stage * TileA::kBytes + (lane_a_ ^ static_cast<uint32_t>(substep * 32));
-#pragma unroll
-      for (int i = 0; i < kMTiles; ++i) ldmatrix_x4(a[i], base + i * 16 * TileA::kRowBytes);
-    }
+    for (int i = 0; i < kMTiles; ++i) ldmatrix_x4(a[i], base + i * 16 * TileA::kRowBytes);
   }
 
   __device__ __forceinline__ void fetch_b(uint32_t (&b)[kBLoads][4], int stage, int step) const {
@@ -297,8 +286,18 @@ class Mainloop {
     constexpr int kRows = kWideB ? 16 : 32;
     const uint32_t base =
         shared_b_ + stage * TileB::kBytes + (lane_b_ ^ static_cast<uint32_t>(step * kStepBytes));
+    if constexpr (kBf16) {
+      const uint32_t halves = lane_ % 2 ? 0x7632 : 0x5410;
 #pragma unroll
-    for (int j = 0; j < kBLoads; ++j) ldmatrix_x4(b[j], base + j * kRows * TileB::kRowBytes);
+      for (int j = 0; j < kNTiles; ++j) {
+        const uint32_t low = load_shared_32(base + j * 8 * TileB::kRowBytes);
+        const uint32_t high = load_shared_32(base + j * 8 * TileB::kRowBytes + 8);
+        b[j / 4][j % 4] = __byte_perm(low, high, halves);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kBLoads; ++j) ldmatrix_x4(b[j], base + j * kRows * TileB::kRowBytes);
+    }
   }
 
   // Sum of the four int8 (eight int4, times 16) of a register.
@@ -335,123 +334,168 @@ class Mainloop {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
   }
 
-  // Copies the 32-bit word that holds element e of an array of `total`.
-  __device__ __forceinline__ static void copy_word(uint32_t* to, const void* base, int size, int64_t e,
-                                                   int64_t total, bool valid) {
-    const auto begin = reinterpret_cast<uintptr_t>(base);
-    const uintptr_t word = (begin + e * size) & ~uintptr_t{3};
-    const int64_t left = static_cast<int64_t>(begin + total * size - word);
-    copy_async_4(shared_address(to), reinterpret_cast<const void*>(word),
-                 !valid ? 0 : left < 4 ? static_cast<int>(left) : 4);
+  // The words of rows n of an [N, G] array with groups [g0, g0 + kGroupBlock), to `shared`.
+  __device__ __forceinline__ void copy_groups(uint32_t shared, const void* array, int size, int g0) const {
+    constexpr int kWords = Shape::kN * kGroupBlock;
+    static_assert(kWords % kThreads == 0 && kThreads % kGroupBlock == 0);
+    const int w = static_cast<int>(threadIdx.x) % kGroupBlock;
+    // A row's groups need not start at a word.
+    const bool needed = size == 4 || w <= kGroupBlock * size / 4;
+    const auto base = reinterpret_cast<uintptr_t>(array);
+    const uintptr_t end = base + static_cast<int64_t>(columns_) * group_.groups * size;
+#pragma unroll
+    for (int i = 0; i < kWords / kThreads; ++i) {
+      const int column = static_cast<int>(threadIdx.x) / kGroupBlock + i * (kThreads / kGroupBlock);
+      const int n = column_begin_ + column;
+      const uintptr_t row = base + (static_cast<int64_t>(n) * group_.groups + g0) * size;
+      const uintptr_t word = (row & ~uintptr_t{3}) + w * 4;
+      const int left = static_cast<int>(static_cast<uint32_t>(end) - static_cast<uint32_t>(word));
+      copy_async_4(shared + (column * kColumnWords + w) * 4, reinterpret_cast<const void*>(word),
+                   n < columns_ && needed && left > 0 ? min(left, 4) : 0);
+    }
   }
 
+  // Called for every tile; fetches when the tile begins a new block of groups.
   __device__ __forceinline__ void load_groups() {
-    const int g0 = (k_begin_ + loaded_ * Shape::kK) / group_.group_size;
-    const int words = (group_.group_size < Shape::kK ? Shape::kK / group_.group_size : 1) * Shape::kN;
-    for (int i = threadIdx.x; i < words; i += kThreads) {
-      const int n = column_begin_ + i % Shape::kN, g = g0 + i / Shape::kN;
-      const bool valid = n < columns_ && g < group_.groups;
-      const int64_t total = static_cast<int64_t>(columns_) * group_.groups;
-      if constexpr (kFold) {
-        copy_word(&shared_.scale[load_stage_][i], group_.b_scale, size_of(group_.b_scale_dtype),
-                  static_cast<int64_t>(n) * group_.groups + g, total, valid);
-      } else {
-        copy_word(&shared_.scale[load_stage_][i], group_.multiplier, 1,
-                  static_cast<int64_t>(n) * group_.groups + g, total, valid);
-      }
-      if (group_.b_zero) {
-        copy_word(&shared_.zero[load_stage_][i], group_.b_zero, size_of(group_.b_zero_dtype),
-                  static_cast<int64_t>(n) * group_.groups + g, total, valid);
-      }
+    const int first = k_begin_ >> group_.group_shift;
+    const int g = (k_begin_ + loaded_ * Shape::kK) >> group_.group_shift;
+    if ((g - first) / kGroupBlock < loaded_blocks_) return;
+    const int g0 = first + loaded_blocks_ * kGroupBlock;
+    const int to = loaded_blocks_ % kGroupBlocks;
+    if constexpr (kFold) {
+      copy_groups(shared_address(shared_.scale[to]), group_.b_scale, size_of(group_.b_scale_dtype), g0);
+    } else {
+      copy_groups(shared_address(shared_.scale[to]), group_.multiplier, 1, g0);
     }
+    if (group_.b_zero) {
+      copy_groups(shared_address(shared_.zero[to]), group_.b_zero, size_of(group_.b_zero_dtype), g0);
+    }
+    ++loaded_blocks_;
   }
 
-  // Which byte of its word element e starts at.
-  __device__ __forceinline__ static int byte_in_word(const void* base, int size, int e) {
-    return static_cast<int>(reinterpret_cast<uintptr_t>(base)) + e * size & 3;
+  // Element (column, g) of an array that was copied by copy_groups: its word, and the bits before it.
+  struct WordOf {
+    uint32_t word;
+    int bit;
+  };
+  __device__ __forceinline__ WordOf word_of(const uint32_t* block, const void* array, int size, int column,
+                                            int g0, int g) const {
+    const uint32_t* words = block + column * kColumnWords;
+    if (size == 4) return {words[g - g0], 0};
+    const int base = static_cast<int>(reinterpret_cast<uintptr_t>(array)) & 3;
+    // Differences of addresses: their low bits are enough.
+    const uint32_t row = base + ((column_begin_ + column) * group_.groups + g0) * size;
+    const uint32_t at = row + (g - g0) * size;
+    return {words[(at >> 2) - (row >> 2)], static_cast<int>(at & 3) * 8};
   }
-  __device__ __forceinline__ static float float_in(uint32_t word, int byte, DType dtype) {
-    switch (dtype) {
-      case DType::kBFloat16: return __uint_as_float(byte ? word & 0xFFFF0000u : word << 16);
-      case DType::kFloat16:
-        return __half2float(__ushort_as_half(static_cast<unsigned short>(byte ? word >> 16 : word)));
-      case DType::kInt8: return __int2float_rn(static_cast<int>(word << (24 - 8 * byte)) >> 24);
-      case DType::kInt32: return __int2float_rn(static_cast<int>(word));
-      default: return __uint_as_float(word);
-    }
+  // An int8 or int32 out of its word, without a branch.
+  __device__ __forceinline__ static int int_in(uint32_t word, int bit, bool is_int8) {
+    const int unused = is_int8 ? 24 : 0;
+    return static_cast<int>(word << (unused - bit)) >> unused;
   }
-  __device__ __forceinline__ static int int_in(uint32_t word, int byte, DType dtype) {
-    return dtype == DType::kInt8 ? static_cast<int>(word << (24 - 8 * byte)) >> 24
-                                 : static_cast<int>(word);
+  template <DType kType>
+  __device__ __forceinline__ static float float_in(uint32_t word, int bit) {
+    if constexpr (kType == DType::kBFloat16) return __uint_as_float(word >> bit << 16);
+    else if constexpr (kType == DType::kFloat16)
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> bit)));
+    else return __uint_as_float(word);
   }
 
-  // What this thread needs of one group. scale: of its accumulators' columns. unpack: of its B
-  // fragments' columns, kW4A16 the pairs (c0, c0) and (c1, c1), kW4A8Multiplier m and c,
-  // kW4A8Group with zero points c.
+  // What unpacking needs of a group, for this thread's columns of the B fragments: kW4A16 the pairs
+  // (c0, c0) and (c1, c1), kW4A8Multiplier m and c, kW4A8Group with zero points c.
   struct GroupFragment {
-    float scale[kFold ? kNTiles : 1][2];
     uint32_t unpack[kNTiles][2];
+    __device__ GroupFragment() {
+#pragma unroll
+      for (int j = 0; j < kNTiles; ++j) {
+        unpack[j][0] = 0xC308C308u;  // kW4A16 without zero points: -136
+        unpack[j][1] = 0;
+      }
+    }
   };
 
+  // Where a group lies in shared memory.
+  struct GroupPlace {
+    int g, g0, slot;
+  };
+  __device__ __forceinline__ GroupPlace place_of(int k) const {
+    const int g = k >> group_.group_shift, first = k_begin_ >> group_.group_shift;
+    const int block = (g - first) / kGroupBlock;
+    return {g, first + block * kGroupBlock, block % kGroupBlocks};
+  }
+
+  // Scales of this thread's columns of the accumulators.
+  using Scales = float[kNTiles][2];
+  template <DType kType, bool kZeros>
+  __device__ __forceinline__ void read_scales(Scales& scales, GroupPlace const& at) const {
+#pragma unroll
+    for (int j = 0; j < kNTiles; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int column = warp_column() + j * 8 + lane_ % 4 * 2 + c;
+        const WordOf x = word_of(shared_.scale[at.slot], group_.b_scale, size_of(kType), column, at.g0, at.g);
+        scales[j][c] = float_in<kType>(x.word, x.bit);
+        // Without zero points the sums hold 16 * q.
+        if constexpr (kOp == GemmOp::kW4A8Group && !kZeros) scales[j][c] *= 0.0625f;
+      }
+  }
   template <bool kZeros>
-  __device__ __forceinline__ void begin_group(GroupFragment& f, int stage, int k_in_tile, int k_tile) {
-    const int slot = group_.group_size < Shape::kK ? k_in_tile / group_.group_size : 0;
-    const int g = (k_tile + k_in_tile) / group_.group_size;
-    const uint32_t* scale_words = shared_.scale[stage] + slot * Shape::kN + warp_n_ * WarpShape::kN;
-    const uint32_t* zero_words = shared_.zero[stage] + slot * Shape::kN + warp_n_ * WarpShape::kN;
-    const int n0 = column_begin_ + warp_n_ * WarpShape::kN;
+  __device__ __forceinline__ void read_scales(Scales& scales, int k) const {
+    const GroupPlace at = place_of(k);
+    switch (group_.b_scale_dtype) {
+      case DType::kBFloat16: return read_scales<DType::kBFloat16, kZeros>(scales, at);
+      case DType::kFloat16: return read_scales<DType::kFloat16, kZeros>(scales, at);
+      default: return read_scales<DType::kFloat32, kZeros>(scales, at);
+    }
+  }
+
+  // Takes up the group of k for unpacking.
+  template <bool kZeros>
+  __device__ __forceinline__ void begin_group(GroupFragment& f, int k) {
+    const bool has_zero = group_.b_zero != nullptr;
+    if (!kMultiplier && !has_zero) return;  // what GroupFragment starts with stays right
+    const GroupPlace at = place_of(k);
+    const int g0 = at.g0, g = at.g;
+    const uint32_t* zeros = shared_.zero[at.slot];
+    const bool is_int8 = group_.b_zero_dtype == DType::kInt8;
+    const int zero_size = is_int8 ? 1 : kZeros && group_.b_zero_dtype == DType::kBFloat16 ? 2 : 4;
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) {
-      if constexpr (kFold) {
-        const int column = j * 8 + lane_ % 4 * 2;
-        const uint2 words = *reinterpret_cast<const uint2*>(scale_words + column);
-        const int e = (n0 + column) * group_.groups + g;  // only its low bits matter
-        const int size = size_of(group_.b_scale_dtype);
-        f.scale[j][0] = float_in(words.x, byte_in_word(group_.b_scale, size, e), group_.b_scale_dtype);
-        f.scale[j][1] = float_in(words.y, byte_in_word(group_.b_scale, size, e + group_.groups),
-                                 group_.b_scale_dtype);
-        if constexpr (kOp == GemmOp::kW4A8Group && !kZeros) {
-          f.scale[j][0] *= 0.0625f;  // the sums hold 16 * q
-          f.scale[j][1] *= 0.0625f;
-        }
-      }
-      const int column = j * 8 + lane_ / 4;
-      const int e = (n0 + column) * group_.groups + g;
-      uint32_t zero_word = 0;
-      int zero_byte = 0;
-      if (group_.b_zero) {
-        zero_word = zero_words[column];
-        zero_byte = byte_in_word(group_.b_zero, size_of(group_.b_zero_dtype), e);
-      }
+      const int column = warp_column() + j * 8 + lane_ / 4;
+      [[maybe_unused]] const bool real = column_begin_ + column < columns_ && g < group_.groups;
+      WordOf z{0, 0};
+      if (!kMultiplier || has_zero) z = word_of(zeros, group_.b_zero, zero_size, column, g0, g);
       if constexpr (kBf16) {
         // w = (v - c0) - c1 with v = 136 + q: c0 an integer that bfloat16 holds, so that the first
-        // difference is exact; c1 the rest of a fractional zero point. An integer zero point that
-        // leaves a rest is out of range and makes its column NaN.
-        const float zero =
-            group_.b_zero ? float_in(zero_word, zero_byte, group_.b_zero_dtype) : 0.f;
-        const float c0 = fminf(fmaxf(rintf(136.f + zero), -256.f), 256.f);
-        float c1 = zero - (c0 - 136.f);
-        if (!kZeros && c1 != 0.f) c1 = __int_as_float(0x7FC00000);
-        const __nv_bfloat162 p0 = __float2bfloat162_rn(kZeros ? -c0 : -c0 - c1);
+        // difference is exact; c1 the rest of a fractional zero point. An integer zero point for
+        // which bfloat16 does not hold c0 makes its column NaN.
+        float c0, c1 = 0.f;
+        if constexpr (kZeros) {
+          const float zero = zero_size == 2 ? float_in<DType::kBFloat16>(z.word, z.bit)
+                                            : float_in<DType::kFloat32>(z.word, z.bit);
+          c0 = fminf(fmaxf(rintf(136.f + zero), -256.f), 256.f);
+          c1 = zero - (c0 - 136.f);
+        } else {
+          c0 = __int2float_rn(136 + int_in(z.word, z.bit, is_int8));
+          if (__bfloat162float(__float2bfloat16_rn(c0)) != c0) c0 = __int_as_float(0x7FC00000);
+        }
+        const __nv_bfloat162 p0 = __float2bfloat162_rn(-c0);
         const __nv_bfloat162 p1 = __float2bfloat162_rn(-c1);
         f.unpack[j][0] = reinterpret_cast<const uint32_t&>(p0);
         f.unpack[j][1] = reinterpret_cast<const uint32_t&>(p1);
       } else if constexpr (kMultiplier) {
         // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less
         // 128. Where some q of -8..7 would leave int8 the column becomes NaN.
-        const int byte = byte_in_word(group_.multiplier, 1, e);
-        const int m = scale_words[column] >> (8 * byte) & 0xFF;
-        const int zero = group_.b_zero ? int_in(zero_word, zero_byte, group_.b_zero_dtype) : 0;
-        const int c = 128 - m * (8 + zero);
-        const bool real = n0 + column < columns_ && g < group_.groups;
+        const WordOf x = word_of(shared_.scale[at.slot], group_.multiplier, 1, column, g0, g);
+        const int m = x.word >> x.bit & 0xFF;
+        const int c = 128 - m * (8 + int_in(z.word, z.bit, is_int8));
         if (real && (m < 1 || m > 15 || c < 0 || 15 * m + c > 255)) bad_columns_ |= 1u << j;
         f.unpack[j][0] = m;
         f.unpack[j][1] = (c & 0xFF) * 0x01010101u;
       } else if constexpr (kZeros) {
-        // w = q - zero as the unsigned byte (q + 8) + c, c = 120 - zero, less 128. A zero point that
-        // makes w leave int8 marks its column in the sums, which stay integers until the epilogue.
-        const int c = 120 - int_in(zero_word, zero_byte, group_.b_zero_dtype);
-        const bool real = n0 + column < columns_ && g < group_.groups;
+        // w = q - zero as the unsigned byte (q + 8) + c, c = 120 - zero, less 128. Where w would
+        // leave int8 the column becomes NaN.
+        const int c = 120 - int_in(z.word, z.bit, is_int8);
         if (real && (c < 0 || c > 240)) bad_columns_ |= 1u << j;
         f.unpack[j][0] = (c & 0xFF) * 0x01010101u;
       }
@@ -505,10 +549,15 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   int group_steps = 0, steps_left = 0;
   if constexpr (kGroups) {
     const bool sliced = WarpCount::kK > 1 && group_.group_size > WarpShape::kK;
-    group_steps = steps_left = (sliced ? WarpShape::kK : group_.group_size) / 32;
+    group_steps = steps_left = (sliced ? WarpShape::kK : group_.group_size) >> 5;
   }
-  auto fold = [&] {
+  // k: any of the group. Beyond the last group (the end of the last tile) the sums are 0 and there
+  // are no scales.
+  auto fold = [&](int k) {
     if constexpr (kFold) {
+      if (k >> group_.group_shift >= group_.groups) return;
+      Scales scales;
+      read_scales<kZeros>(scales, k);
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
@@ -518,7 +567,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
             float p;
             if constexpr (kBf16) p = partial[j][i][r];
             else p = __int_as_float(partial[j][i][r]) - kMagic;
-            total[j][i][r] = fmaf(p, group.scale[j][r % 2], total[j][i][r]);
+            total[j][i][r] = fmaf(p, scales[j][r % 2], total[j][i][r]);
             partial[j][i][r] = start;
           }
     }
@@ -530,7 +579,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   fetch_a(a[0], 0, 0);
   fetch_b(b_raw[0], 0, 0);
   if (row_sums) sum_rows(own_sum, 0, 0);
-  if constexpr (kGroups) begin_group<kZeros>(group, 0, warp_k_ * WarpShape::kK, k_begin_);
+  if constexpr (kGroups) begin_group<kZeros>(group, k_begin_ + warp_k_ * WarpShape::kK);
 
   for (int tile = 0; tile < tiles_; ++tile) {
     const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
@@ -618,14 +667,13 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       }
       if constexpr (kGroups) {
         if (s % kHalves == kHalves - 1 && --steps_left == 0) {
-          fold();
+          const int k = k_begin_ + tile * Shape::kK + warp_k_ * WarpShape::kK + step * 32;
+          fold(k);
           steps_left = group_steps;
           if (s < kLast) {
-            begin_group<kZeros>(group, stage, warp_k_ * WarpShape::kK + (step + 1) * 32,
-                                k_begin_ + tile * Shape::kK);
+            begin_group<kZeros>(group, k + 32);
           } else if (tile + 1 < tiles_) {
-            begin_group<kZeros>(group, next_stage, warp_k_ * WarpShape::kK,
-                                k_begin_ + (tile + 1) * Shape::kK);
+            begin_group<kZeros>(group, k + 32 + Shape::kK - WarpShape::kK);
           }
         }
       }
@@ -634,7 +682,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   }
   if constexpr (kFold) {
     // A group that is longer than this block's k (one scale a row) ends here.
-    if (steps_left != group_steps) fold();
+    if (steps_left != group_steps) fold(k_begin_);
   }
   if constexpr (!kFold) {
 #pragma unroll

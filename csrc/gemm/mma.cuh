@@ -40,8 +40,10 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) 
                : "r"(address));
 }
 
-__device__ __forceinline__ void load_shared_64(uint32_t& x, uint32_t& y, uint32_t address) {
-  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];\n" : "=r"(x), "=r"(y) : "r"(address));
+__device__ __forceinline__ uint32_t load_shared_32(uint32_t address) {
+  uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(x) : "r"(address));
+  return x;
 }
 
 // 16 bytes to shared memory, zeros where `valid` is false (nothing is read then).

@@ -55,6 +55,10 @@ Status gemm_launch(const GemmArguments& args, const GemmConfig& config, const De
   if (args.M > INT_MAX || args.N > INT_MAX || args.K > INT_MAX) {
     return Status::invalid("M, N and K must fit in 32 bits");
   }
+  // The kernels step over up to 64 rows at once with 32-bit offsets.
+  if (args.lda > INT_MAX / 64 || args.K > INT_MAX / 64) {
+    return Status::unsupported("rows are more than 32 MiB apart");
+  }
   const GemmProblem problem{args.op, args.M, args.N, args.K, args.group_size};
   if (!gemm_config_legal(problem, config, device)) {
     return Status::unsupported("no kernel for this problem fits this GPU");

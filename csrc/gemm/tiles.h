@@ -14,11 +14,21 @@ constexpr bool is_grouped(GemmOp op) {
   return op == GemmOp::kW4A8Group || op == GemmOp::kW4A8Multiplier || op == GemmOp::kW4A16;
 }
 
-// Both operands' tiles; with groups also a word of scale and one of zero point for each column and
-// the most groups a tile can have.
+// Groups whose scales are fetched at once, at least a tile's worth at the smallest group size; and the
+// blocks that the tiles in flight can span, the tile just finished among them.
+constexpr int group_block_of(int k) { return k / 32 > 4 ? k / 32 : 4; }
+constexpr int group_blocks_of(int k, int stages) {
+  const int tiles = group_block_of(k) * 32 / k;
+  return (stages + tiles - 1) / tiles + 1;
+}
+
+constexpr int align_128(int bytes) { return (bytes + 127) / 128 * 128; }
+
+// Both operands' tiles; with groups also scales and zero points, a word each and one of padding.
 constexpr int mainloop_bytes_of(GemmOp op, int m, int n, int k, int stages) {
-  const int operands = (m * a_bits(op) + n * b_bits(op)) * k / 8;
-  return (operands + (is_grouped(op) ? k / 32 * n * 8 : 0)) * stages;
+  const int operands = (m * a_bits(op) + n * b_bits(op)) * k / 8 * stages;
+  const int words = (group_block_of(k) + 1) * n * group_blocks_of(k, stages);
+  return operands + (is_grouped(op) ? 2 * align_128(words * 4) : 0);
 }
 
 // CUTLASS's epilogue stages 8 rows of each warp row (each of the k slices) as 32-bit values, padded;
@@ -40,7 +50,7 @@ constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int wn, int 
   const int mainloop = mainloop_bytes_of(op, m, n, k, stages);
   const int epilogue = epilogue_bytes_of(m, n, k, wm, wn, wk);
   const int largest = mainloop > epilogue ? mainloop : epilogue;
-  return (largest + vector_bytes_of(m, n) + 127) / 128 * 128;
+  return align_128(largest + vector_bytes_of(m, n));
 }
 
 }  // namespace qutlass

@@ -473,7 +473,8 @@ __global__ void __launch_bounds__(kMaxTeam, kBlocksPerSm<X, kSlots, kVector>)
   const X* source = static_cast<const X*>(s.x) + row * s.stride + offset;
   uint8_t* target = static_cast<uint8_t*>(p.q) + (row * s.cols + offset) / (8 / kBits);
   const int64_t entry = p.one_entry ? 0 : p.pieces ? row : segment;
-  const bool leader = active && t == 0 && offset == 0 && (!p.one_entry || segment == 0);
+  const bool first_of_entry = p.one_entry ? segment == 0 : !p.pieces || offset == 0;
+  const bool leader = active && t == 0 && first_of_entry;
 
   // `chunk` counts the chunks after the first; all are full but the last.
   const int capacity = team * kSlots * kSlot;
@@ -674,13 +675,12 @@ Status launch_segments(const QuantizeKernelArguments& p, bool vectors, void* str
 template <typename X, int kBits>
 Status quantize_as(const QuantizeArguments& a, void* workspace, void* stream) {
   const bool given = a.scale_in.present();
-  const bool symmetric = a.symmetric && !a.zero_in.present();
   const bool gapless = a.rows <= 1 || a.x_stride == a.cols;
   const int64_t groups = a.per_tensor || a.cols == 0 ? 1 : a.cols / a.group_size;
   Shape shape = {a.rows, a.cols, a.x_stride};
 
   QuantizeKernelArguments p = {};
-  p.symmetric = symmetric;
+  p.symmetric = a.symmetric;
   p.scale_in = a.scale_in;
   p.zero_in = a.zero_in;
   p.q = a.q;
@@ -709,7 +709,7 @@ Status quantize_as(const QuantizeArguments& a, void* workspace, void* stream) {
                                                                   : &tensor_range_kernel<X, false>;
     const Status status =
         launch(kernel, kRangeBlocks, kRangeThreads, stream, "quantize: range of the tensor",
-               static_cast<const X*>(a.x), shape.rows, shape.cols, shape.stride, symmetric, partials);
+               static_cast<const X*>(a.x), shape.rows, shape.cols, shape.stride, a.symmetric, partials);
     if (!status.ok()) return status;
     p.partials = partials;
   }
@@ -720,7 +720,7 @@ Status quantize_as(const QuantizeArguments& a, void* workspace, void* stream) {
   if (!status.ok()) return status;
   return launch(&quantize_cut_blocks_kernel<X>, ceil_div(a.rows * (a.cols / 2), 256), 256, stream,
                 "quantize: cut blocks", static_cast<const X*>(a.x), a.rows, a.cols, a.x_stride,
-                a.group_size, symmetric, a.scale, a.zero, static_cast<uint8_t*>(a.q));
+                a.group_size, a.symmetric, a.scale, a.zero, static_cast<uint8_t*>(a.q));
 }
 
 template <typename X>
@@ -747,9 +747,11 @@ Status quantize(const QuantizeArguments& a, void* workspace, void* stream) {
   if (a.scale == nullptr && (a.rows > 0 || a.per_tensor)) {
     return Status::invalid("quantize: no memory for the scale");
   }
-  if (a.zero == nullptr && (a.zero_in.present() || (!a.symmetric && !a.scale_in.present())) &&
-      (a.rows > 0 || a.per_tensor)) {
+  if (!a.symmetric && a.zero == nullptr && (a.rows > 0 || a.per_tensor)) {
     return Status::invalid("quantize: no memory for the zero point");
+  }
+  if (a.zero_in.present() && (a.symmetric || !a.scale_in.present())) {
+    return Status::invalid("quantize: a given zero point needs symmetric = false and a given scale");
   }
   switch (a.x_dtype) {
     case DType::kFloat32: return quantize_bits<float>(a, workspace, stream);

@@ -91,7 +91,7 @@ constexpr DTypes kIntegers = {DType::kInt8, DType::kUInt8, DType::kInt16, DType:
                               DType::kInt64};
 
 constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();  // kernels index rows in 32 bits
-constexpr int64_t kAlignment = 16;     // bytes that one cp.async moves
+constexpr int64_t kAlignment = 16;  // bytes that one cp.async moves
 constexpr int64_t kInt8Multiple = 16;  // of K in int8 products: so that each row is aligned
 
 void check_dtype(const char* op, const char* name, const TensorView& t, DTypes taken) {

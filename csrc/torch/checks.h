@@ -22,13 +22,17 @@ using Views = const TensorView* const*;
 
 constexpr int64_t kNoGroup = std::numeric_limits<int64_t>::min();  // group_size=None
 
-PackArguments check_pack_int4(Views);                      // w
-UnpackArguments check_unpack_int4(Views);                  // packed
-QuantizeArguments check_quantize_int8(Views, bool symmetric, bool per_tensor);  // x, scale, zero
+// w
+PackArguments check_pack_int4(Views);
+WeightSumsArguments check_weight_sums(Views, int64_t group_size);
+// packed
+UnpackArguments check_unpack_int4(Views);
+// x, scale, zero
+QuantizeArguments check_quantize_int8(Views, bool symmetric, bool per_tensor);
 QuantizeArguments check_quantize_int4(Views, bool symmetric, int64_t group_size);
-DequantizeArguments check_dequantize_int8(Views, DType out, const char* out_name);  // q, scale, zero
+// q, scale, zero
+DequantizeArguments check_dequantize_int8(Views, DType out, const char* out_name);
 DequantizeArguments check_dequantize_int4(Views, DType out, const char* out_name);
-WeightSumsArguments check_weight_sums(Views, int64_t group_size);  // w
 
 // a, b, a_scale, b_scale, a_zero, b_zero, b_sum, bias
 GemmArguments check_matmul_int8(Views);

@@ -233,7 +233,11 @@ QUTLASS_EXPORT const char* qutlass_build_info() {
   const std::string torch_target = std::to_string(kMajor) + '.' + std::to_string(kMinor);
   info.text("torch_abi", torch_target.c_str());
   info.text("cpu_isa", cpu::gemm_isa());
-  info.text("compiler", __VERSION__);
+#ifdef __clang__
+  info.text("compiler", __VERSION__);  // names itself
+#else
+  info.text("compiler", "GCC " __VERSION__);
+#endif
   return keep(info.str());
 }
 

@@ -18,8 +18,8 @@ TensorHandle pack_int4(TensorHandle w) {
   const Inputs<1> in(w);
   const PackArguments checked = check_pack_int4(in.views());
   const Backend backend("pack_int4", in[0]);
-  OwnedTensor packed = empty(Shape(in[0], in[0].ndim - 1).add(checked.cols / 2), DType::kUInt8,
-                             in[0]);
+  OwnedTensor packed =
+      empty(Shape(in[0], in[0].ndim - 1).add(checked.cols / 2), DType::kUInt8, in[0]);
   if (checked.rows * checked.cols == 0) return packed.release();
   PackArguments args = checked;
   args.packed = static_cast<uint8_t*>(data_of(packed));
@@ -191,7 +191,8 @@ TensorHandle matmul_int4(TensorHandle a, TensorHandle b, TensorHandle scales,
 
 #ifdef QUTLASS_WITH_CUDA
 // The kernel family by its name in the tile table, with the operands of the operator behind it.
-GemmArguments check_family(const std::string& family, const TensorView* const* in, bool has_scales) {
+GemmArguments check_family(const std::string& family, const TensorView* const* in,
+                           bool has_scales) {
   if (family == name_of(GemmOp::kW4A16)) {
     const TensorView* operands[] = {in[0], in[1], in[3], in[5], in[7]};
     if (!operands[2]) throw std::invalid_argument("_gemm_with_tile: w4a16 takes b_scale");
@@ -256,8 +257,8 @@ void register_operators(torch::stable::detail::StableLibrary& m) {
 
 // What holds for every operator below:
 //
-// - Tensors live on one device, CPU or CUDA; outputs are new, contiguous and on that device. On CUDA
-//   the work is enqueued on the current stream of that device.
+// - Tensors live on one device, CPU or CUDA; outputs are new, contiguous and on that device. On
+//   CUDA the work is enqueued on the current stream of that device.
 // - "[..., K]" is any number of leading dims, none included; they count as M rows. Unless said
 //   otherwise the leading dims must be one stride apart and the last dim contiguous: a slice of
 //   columns is read in place, a transposed matrix is refused.
@@ -337,8 +338,8 @@ STABLE_TORCH_LIBRARY(qutlass, m) {
   //   scales   float [N, G], finite and > 0 (a row with another gives scale NaN)
   //   zeros    int8 [N, G]: keeps multiplier * (q - zero) inside int8 for every q in [-8, 7]; on
   //            CUDA the host then waits to see whether any of them cannot be kept
-  //   returns  b_scale float32 [N]; b_multiplier uint8 [N, G] in 1..15; the relative Frobenius error
-  //            of their products, float32 []
+  //   returns  b_scale float32 [N]; b_multiplier uint8 [N, G] in 1..15; the relative Frobenius
+  //            error of their products, float32 []
   m.def("split_group_scales(Tensor scales, *, Tensor? zeros=None) -> (Tensor, Tensor, Tensor)");
 
   // matmul_int8_bf16_tn: out[m, n] = A[m, :] · W[n, :] (W8A8), A row-major, K contiguous in both.
@@ -352,8 +353,8 @@ STABLE_TORCH_LIBRARY(qutlass, m) {
   //   bias     float [N]. None: no addition.
   //   returns  bfloat16 [..., N]
   // acc = sum_k (a - a_zero)(b - b_zero), an exact integer; t = float32(acc) * b_scale;
-  // t = t * a_scale; t = t + bias; out = bfloat16(t). The same bits on every device, with every tile
-  // and in every batch.
+  // t = t * a_scale; t = t + bias; out = bfloat16(t). The same bits on every device, with every
+  // tile and in every batch.
   // K is at most 2^31 over the product of how far a - a_zero and b - b_zero reach (128 each, 255
   // with a zero point), so that acc fits int32: 131072 symmetric, 33024 with both zero points.
   // On CUDA a and b start at multiples of 16 bytes, and the rows of a are multiples of 16 bytes
@@ -375,12 +376,12 @@ STABLE_TORCH_LIBRARY(qutlass, m) {
   //   a        int8 [..., K], K a multiple of 32
   //   b        packed uint8 [N, K/2], N >= 1, contiguous
   // and one of three forms of the weight's scale, g = K / G in {32, 64, 128}:
-  //   b_scale float [N], [N, 1] or one element; b_zero int32 or int8, shaped as b_scale may be; b_sum
-  //     [N]: matmul_int8_bf16_tn with b_zero in [-8, 7].
+  //   b_scale float [N], [N, 1] or one element; b_zero int32 or int8, shaped as b_scale may be;
+  //     b_sum [N]: matmul_int8_bf16_tn with b_zero in [-8, 7].
   //   The same b_scale with b_multiplier uint8 [N, G] in 1..15; b_zero int8 [N, G]; b_sum [N, G]:
-  //     the weight is b_scale[n] * w', w' = m[n, k/g] * (q - b_zero[n, k/g]), which must stay inside
-  //     int8 (split_group_scales sees to it); acc = sum_k (a - a_zero) * w' is one exact integer,
-  //     and the rest as in matmul_int8_bf16_tn.
+  //     the weight is b_scale[n] * w', w' = m[n, k/g] * (q - b_zero[n, k/g]), which must stay
+  //     inside int8 (split_group_scales sees to it); acc = sum_k (a - a_zero) * w' is one exact
+  //     integer, and the rest as in matmul_int8_bf16_tn.
   //   b_scale float [N, G], G > 1; b_zero int32 or int8 [N, G] in [-8, 7]; b_sum [N, G]: the exact
   //     integer of each group times its scale, summed over groups in float32, then times a_scale,
   //     plus bias. The same inputs give the same bits on the same device; against float64 the
@@ -394,7 +395,8 @@ STABLE_TORCH_LIBRARY(qutlass, m) {
   //   a        bfloat16 [..., K], K a multiple of 32
   //   b        packed uint8 [N, K/2], N >= 1, contiguous
   //   scales   float [N, G], K / G in {32, 64, 128} or K; [N] too where G is 1
-  //   zeros    int32 or int8, or float32 or bfloat16 for fractional ones, shaped as scales. None: 0.
+  //   zeros    int32 or int8, or float32 or bfloat16 for fractional ones, shaped as scales.
+  //            None: 0.
   //   bias     float [N]. None: no addition.
   //   returns  bfloat16 [..., N]: sum_k a * ((q - zeros) * scales) + bias, accumulated in float32
   // The same inputs give the same bits on the same device; against float64 the relative Frobenius

@@ -109,9 +109,7 @@ int32_t torch_dtype_of(DType dtype) {
   return -1;
 }
 
-DType dtype_of_torch(int32_t torch_dtype) {
-  return DTypeTable::get().of_torch(torch_dtype).dtype;
-}
+DType dtype_of_torch(int32_t torch_dtype) { return DTypeTable::get().of_torch(torch_dtype).dtype; }
 
 const char* name_of_torch(int32_t torch_dtype) {
   return DTypeTable::get().of_torch(torch_dtype).name;

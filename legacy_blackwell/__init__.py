@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference material about the MXFP/NVFP library for Blackwell that this project descends from."""
