@@ -11,8 +11,8 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-RUFF := ruff==0.17.6
-CLANG_FORMAT := clang-format==23.1.5
+# As the `dev` extra names them.
+linters := $(shell sed -n 's/.*"\(ruff==[^"]*\)".*"\(clang-format==[^"]*\)".*/\1 \2/p' pyproject.toml)
 
 bin := $(VENV)/bin
 bootstrap := $(PYTHON) tools/bootstrap.py --venv $(VENV) $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS))
@@ -60,7 +60,7 @@ format: linters  ## ruff and clang-format, writing
 	$(bin)/clang-format -i $(cpp_sources)
 
 linters: | $(bin)/python
-	@$(bin)/python -m pip install -q $(RUFF) $(CLANG_FORMAT)
+	@$(bin)/python -m pip install -q $(linters)
 
 $(bin)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,7 @@ import cases
 import qutlass
 import truth
 from cases import GemmCase, GemmInputs
-from conftest import call, run_row
+from harness import call, run_row
 
 
 def cancelling(case: GemmCase, device: str) -> GemmInputs:

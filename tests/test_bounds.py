@@ -23,7 +23,7 @@ import torch
 
 import truth
 from cases import CALL_NAMES, example_call
-from conftest import poisoned_memory
+from harness import poisoned_memory
 
 _CHECKING_MALLOC = "libc_malloc_debug.so.0"  # glibc 2.34 and later
 _PATTERN = 0xA5
@@ -110,7 +110,7 @@ needs_checking_malloc = pytest.mark.skipif(
 
 
 def test_memory_is_poisoned() -> None:
-    """What conftest.call leaves in memory that an operator forgets to write."""
+    """What harness.call leaves in memory that an operator forgets to write."""
     with poisoned_memory("cpu"):
         t = torch.empty(30000, dtype=torch.uint8)
     assert (t == 0xFE).all()
@@ -161,7 +161,8 @@ def stray_writes(run: Callable[[], object]) -> int:
         assert end - base == 2 * half
         del parts
         arena = torch.as_tensor(_Memory(base, 2 * half), device="cuda")
-        assert arena.data_ptr() == base and (arena == _PATTERN).all()
+        # Compared on the host: a comparison on the GPU would use the memory it looks at.
+        assert arena.data_ptr() == base and (arena.cpu() == _PATTERN).all()
         torch.cuda.memory._record_memory_history(enabled="all", context=None)
         try:
             out = run()

@@ -9,7 +9,7 @@ import torch
 import cases
 import truth
 from cases import GemmCase
-from conftest import call
+from harness import call
 from matmul_suite import MatmulSuite
 
 

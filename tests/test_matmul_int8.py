@@ -6,7 +6,7 @@ import torch
 
 import truth
 from cases import GemmCase, GemmInputs
-from conftest import call
+from harness import call
 from matmul_suite import IntegerSuite
 
 

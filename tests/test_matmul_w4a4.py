@@ -8,7 +8,7 @@ import torch
 
 import cases
 import truth
-from conftest import call
+from harness import call
 from matmul_suite import IntegerSuite
 
 

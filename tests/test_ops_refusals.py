@@ -69,7 +69,7 @@ class Refusal:
             for name, value in self.changes.items()
         }
         return {
-            name: v.to(device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
+            name: moved(v, device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
             for name, v in (valid(self.op) | made).items()
         }
 
@@ -79,6 +79,14 @@ class Refusal:
 
     def __str__(self) -> str:
         return self.full[:90]
+
+
+def moved(t: torch.Tensor, device: str) -> torch.Tensor:
+    """On another device with its strides, which `to` gives up where memory has gaps or overlaps."""
+    if t.is_contiguous() or device == "cpu":
+        return t.to(device)
+    storage = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+    return storage.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
 
 
 def full(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 import cases
 import qutlass
 import truth
-from conftest import poisoned_memory
+from harness import poisoned_memory
 
 SHAPES = [(32,), (1, 32), (5, 64), (0, 32), (3, 0, 96), (2, 3, 5, 160), (77, 4128), (1024, 1024)]
 GPU_SHAPES = [(4096, 14336), (14336, 4096), (3, 28672)]

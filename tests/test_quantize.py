@@ -16,7 +16,7 @@ import cases
 import qutlass
 import truth
 from cases import DTYPES, QuantizeCase
-from conftest import poisoned_memory
+from harness import poisoned_memory
 
 OPERATORS = {8: "quantize_int8", 4: "quantize_int4"}
 TOP = {8: 127, 4: 7}

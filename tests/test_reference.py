@@ -320,7 +320,7 @@ def test_float_products_one_number_at_a_time(case: GemmCase) -> None:
 
 def test_products_worked_out_on_paper() -> None:
     one = torch.ones(1)
-    # a = 3 everywhere, its zero 1, b = -2, its zero 2: 16 · 2 · (-4) = -128; · 0.5 · 0.25 - 1 = -17.
+    # a = 3, its zero 1, b = -2, its zero 2: 16 · 2 · (-4) = -128; · 0.5 · 0.25 - 1 = -17.
     a = torch.full((1, 16), 3, dtype=torch.int8)
     b = torch.full((1, 16), -2, dtype=torch.int8)
     i32 = torch.int32

@@ -21,15 +21,18 @@
 //     for each kTileN rows of W:
 //       pack them                       nibbles to int16 or float32, once, into L1
 //       kernel: the whole block of A against them
+//
+// Where A has few rows the kernel reads W from memory instead, widening as it goes.
 
 namespace qutlass::cpu {
 namespace {
 
-constexpr int64_t kBlockM = 128;     // rows of A in a block: 128 x 1024 int16 are half of a 512 KiB L2
-constexpr int64_t kBlockK = 1024;    // k in a block of integers: four rows of W fill 8 KiB of L1
+constexpr int64_t kBlockM = 128;  // rows of A in a block: 128 x 1024 int16 are half of a 512 KiB L2
+constexpr int64_t kBlockK = 1024;  // k in a block of integers: four rows of W fill 8 KiB of L1
 constexpr int64_t kBlockKFloat = 512;  // the same bytes in float32
 // A zero point beyond this cannot be subtracted in 16 bits.
 constexpr int32_t kWideZero = 16384;
+// Rows of A up to which W is not packed; beyond, widening it again for every two rows costs more.
 constexpr int64_t kDirectRowsInt8 = 16;
 constexpr int64_t kDirectRowsInt4 = 4;
 constexpr int64_t kDirectRowsFloat = 2;
@@ -67,12 +70,12 @@ bool has_group_zeros(const GemmArguments& g) {
 struct Problem {
   const GemmArguments& args;
   const Kernels& kernels;
-  int64_t groups;          // scales a row of W
+  int64_t groups;  // scales a row of W
   Scratch<float> a_scale;  // [M]; 1 where there is none
   Scratch<int32_t> a_zero;  // [M]
-  Scratch<float> b_scale;   // [N], integer ops without float groups
+  Scratch<float> b_scale;  // [N], integer ops without float groups
   Scratch<int32_t> b_zero;  // [N], where zero points are per row
-  Scratch<float> bias;      // [N]
+  Scratch<float> bias;  // [N]
 
   Problem(const GemmArguments& g, const Kernels& k)
       : args(g),
@@ -381,15 +384,15 @@ void multiply_wide(const Problem& p, int64_t m, float* t) {
     uint32_t sum = 0;
     float total = 0;
     for (int64_t k0 = 0; k0 < g.K; k0 += group) {
-      const auto b_zero = static_cast<uint32_t>(p.b_zero.get() ? p.b_zero[n]
+      const auto b_zero = static_cast<uint32_t>(p.b_zero.get()       ? p.b_zero[n]
                                                 : has_group_zeros(g) ? p.group_zero(n, k0 / group)
                                                                      : 0);
       const uint32_t multiplier = g.b_multiplier ? g.b_multiplier[n * p.groups + k0 / group] : 1;
       for (int64_t k = k0; k < k0 + group; ++k) {
         const int x = a_bits(g.op) == 4 ? int4_at(a, k) : reinterpret_cast<const int8_t*>(a)[k];
         const int y = b_bits(g.op) == 4 ? int4_at(b, k) : reinterpret_cast<const int8_t*>(b)[k];
-        sum += (static_cast<uint32_t>(x) - a_zero) * multiplier *
-               (static_cast<uint32_t>(y) - b_zero);
+        sum +=
+            (static_cast<uint32_t>(x) - a_zero) * multiplier * (static_cast<uint32_t>(y) - b_zero);
       }
       if (p.is_group()) {
         float scale;
@@ -412,8 +415,8 @@ Status check(const GemmArguments& g) {
   if (!g.a || !g.b || !g.out) return Status::invalid("cpu gemm: null operand");
   if (g.K % (b_bits(g.op) == 4 ? kInt4Block : 16)) return Status::invalid("cpu gemm: K alignment");
   if (!g.b_scale.present()) return Status::invalid("cpu gemm: no b_scale");
-  const bool grouped = g.op == GemmOp::kW4A8Group || g.op == GemmOp::kW4A8Multiplier ||
-                       g.op == GemmOp::kW4A16;
+  const bool grouped =
+      g.op == GemmOp::kW4A8Group || g.op == GemmOp::kW4A8Multiplier || g.op == GemmOp::kW4A16;
   if (grouped && (g.group_size <= 0 || g.group_size % kInt4Block || g.K % g.group_size)) {
     return Status::unsupported("cpu gemm: the group size must be a multiple of 32 that divides K");
   }

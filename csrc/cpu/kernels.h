@@ -9,8 +9,8 @@
 
 namespace qutlass::cpu {
 
-// What an instruction set provides to the products. Both operands are K-contiguous, so a kernel is a
-// block of dot products: the rows of a packed block of A against kTileN packed rows of B.
+// What an instruction set provides to the products. Both operands are K-contiguous, so a kernel is
+// a block of dot products: the rows of a packed block of A against kTileN packed rows of B.
 //
 //            k ->
 //   A block  [rows][stride]    int16 (int8 or int4, less its zero point) or float32

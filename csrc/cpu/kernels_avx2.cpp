@@ -64,8 +64,8 @@ QUTLASS_AVX2 void widen_int4(const uint8_t* in, int64_t k, int zero, int multipl
 QUTLASS_AVX2 QUTLASS_INLINE void dequantize_block(const uint8_t* in, __m256 zero, __m256 scale,
                                                   __m256 (&out)[4]) {
   for (int half = 0; half < 2; ++half) {
-    const __m256i bytes = _mm256_cvtepi8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(in + 8 * half)));
+    const __m256i bytes =
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(in + 8 * half)));
     const __m256i low = _mm256_srai_epi32(_mm256_slli_epi32(bytes, 28), 28);
     const __m256i high = _mm256_srai_epi32(bytes, 4);
     out[half] = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(low), zero), scale);
@@ -90,8 +90,8 @@ QUTLASS_AVX2 void widen_bfloat16(const uint16_t* in, int64_t k, float* out) {
   }
 }
 
-// Four rows of W as int16, kStep k at a time in kRegisters registers: packed ones, or a weight as it
-// lies in memory.
+// The tile's rows of W, a few k at a time as int16 in kRegisters registers: packed ones, or a
+// weight as it lies in memory.
 struct PackedRows {
   static constexpr int kRegisters = 1;
   const int16_t* b;
@@ -209,8 +209,7 @@ QUTLASS_AVX2 QUTLASS_INLINE void dot_group_rows(const int16_t* a, int64_t stride
     tile.clear();
     tile.add(a + k0, stride, b.from(k0), group);
     for (int m = 0; m < Rows; ++m) {
-      acc[m] =
-          _mm_add_ps(acc[m], _mm_mul_ps(_mm_cvtepi32_ps(tile.sums(m)), _mm_loadu_ps(scale)));
+      acc[m] = _mm_add_ps(acc[m], _mm_mul_ps(_mm_cvtepi32_ps(tile.sums(m)), _mm_loadu_ps(scale)));
     }
   }
   for (int m = 0; m < Rows; ++m) _mm_storeu_ps(c + m * ldc, acc[m]);
@@ -238,8 +237,8 @@ QUTLASS_AVX2 void dot_group_int4(const int16_t* a, int64_t rows, int64_t stride,
   dot_group_all(a, rows, stride, Int4Rows{b, ldb}, k, group, scale, c, ldc);
 }
 
-// Rows x kTileN float32 sums in registers. Whatever feeds them, an output sees the same additions in
-// the same order.
+// Rows x kTileN float32 sums in registers. Whatever feeds them, an output sees the same additions
+// in the same order.
 template <int Rows>
 struct FloatTile {
   __m256 acc[Rows][kTileN];
@@ -371,10 +370,10 @@ QUTLASS_AVX2 void store_float(const float* acc, int64_t n, float a_scale, const 
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static constexpr Kernels kernels = {"avx2", widen_int8, widen_int4, dequantize_int4,
-                                      widen_bfloat16, dot_int, dot_int8, dot_int4, dot_group,
-                                      dot_group_int4, dot_float, dot_float_int4, store_int,
-                                      store_float};
+  static constexpr Kernels kernels = {"avx2",         widen_int8,     widen_int4, dequantize_int4,
+                                      widen_bfloat16, dot_int,        dot_int8,   dot_int4,
+                                      dot_group,      dot_group_int4, dot_float,  dot_float_int4,
+                                      store_int,      store_float};
   static const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return here ? &kernels : nullptr;
 }

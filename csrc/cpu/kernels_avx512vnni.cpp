@@ -42,8 +42,8 @@ QUTLASS_AVX512 QUTLASS_INLINE void dot_int_rows(const int16_t* a, const int16_t*
       std::memcpy(parts, &acc[m][n], sizeof(parts));
       half[n] = _mm256_add_epi32(parts[0], parts[1]);
     }
-    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]),
-                                            _mm256_hadd_epi32(half[2], half[3]));
+    const __m256i pairs =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]), _mm256_hadd_epi32(half[2], half[3]));
     const __m128i sums =
         _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     auto* row = reinterpret_cast<__m128i*>(c + m * ldc);

@@ -81,8 +81,7 @@ void dot_group(const int16_t* a, int64_t rows, const int16_t* b, int64_t stride,
     for (int n = 0; n < kTileN; ++n) {
       float acc = c[m * ldc + n];
       for (int64_t k0 = 0; k0 < k; k0 += group) {
-        const auto sum =
-            static_cast<int32_t>(dot(a + m * stride + k0, b + n * stride + k0, group));
+        const auto sum = static_cast<int32_t>(dot(a + m * stride + k0, b + n * stride + k0, group));
         const float term = static_cast<float>(sum) * scale[k0 / group * kTileN + n];
         acc = acc + term;
       }
@@ -173,10 +172,10 @@ void store_float(const float* acc, int64_t n, float a_scale, const float* bias, 
 }  // namespace
 
 const Kernels& generic_kernels() {
-  static constexpr Kernels kernels = {"generic", widen_int8, widen_int4, dequantize_int4,
-                                      widen_bfloat16, dot_int, dot_int8, dot_int4, dot_group,
-                                      dot_group_int4, dot_float, dot_float_int4, store_int,
-                                      store_float};
+  static constexpr Kernels kernels = {"generic",      widen_int8,     widen_int4, dequantize_int4,
+                                      widen_bfloat16, dot_int,        dot_int8,   dot_int4,
+                                      dot_group,      dot_group_int4, dot_float,  dot_float_int4,
+                                      store_int,      store_float};
   return kernels;
 }
 

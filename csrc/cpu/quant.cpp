@@ -25,9 +25,8 @@ int64_t grain_for(int64_t cols) {
   return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(cols, 1));
 }
 
-
-// The largest magnitudes above and below zero, as the bits of a non-negative float: these order like
-// integers, a NaN is above Inf, and integer maxima need no special case for it.
+// The largest magnitudes above and below zero, as the bits of a non-negative float: these order
+// like integers, a NaN is above Inf, and integer maxima need no special case for it.
 struct Range {
   int32_t high = 0;
   int32_t low = 0;
@@ -59,8 +58,8 @@ Scaling scaling_of(const Range& range, int top, bool symmetric) {
   const float high = float_of(static_cast<uint32_t>(range.high));
   const float low = -float_of(static_cast<uint32_t>(range.low));
   Scaling s;
-  s.scale = symmetric ? high / static_cast<float>(top)
-                      : (high - low) / static_cast<float>(2 * top + 1);
+  s.scale =
+      symmetric ? high / static_cast<float>(top) : (high - low) / static_cast<float>(2 * top + 1);
   if (!(s.scale <= std::numeric_limits<float>::max())) {
     s.scale = std::numeric_limits<float>::quiet_NaN();
   } else if (s.scale == 0) {
@@ -75,8 +74,9 @@ Scaling scaling_of(const Range& range, int top, bool symmetric) {
   return s;
 }
 
-// q = clamp(rint(x / scale) + zero, low, high). A NaN quotient becomes the zero point. Selections are
-// made on the bits of the magnitude: compilers do not vectorize those on floats that may be NaN.
+// q = clamp(rint(x / scale) + zero, low, high). A NaN quotient becomes the zero point. Selections
+// are made on the bits of the magnitude: compilers do not vectorize those on floats that may be
+// NaN.
 void encode(const float* x, int64_t count, Scaling s, int low, int high, int8_t* q) {
   // Adding and subtracting 1.5 * 2^23 rounds to an integer, half to even, up to 2^22; a quotient or
   // a zero point that is cut there is far outside every integer format.

@@ -13,10 +13,10 @@ template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(count > 0 ? static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T),
-                                                         std::align_val_t{kAlignment},
-                                                         std::nothrow))
-                        : nullptr),
+      : data_(count > 0
+                  ? static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T),
+                                                   std::align_val_t{kAlignment}, std::nothrow))
+                  : nullptr),
         ok_(count <= 0 || data_ != nullptr) {}
   ~Scratch() { ::operator delete(data_, std::align_val_t{kAlignment}); }
   Scratch(const Scratch&) = delete;

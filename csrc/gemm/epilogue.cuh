@@ -9,6 +9,8 @@
 // latency is hidden and every dtype and broadcast form costs the same.
 #pragma once
 
+#include <climits>
+
 #include "common/load_param.cuh"
 #include "cutlass/epilogue/thread/linear_combination.h"
 #include "cutlass/epilogue/threadblock/default_epilogue_tensor_op.h"
@@ -92,8 +94,13 @@ struct DequantizeNode : NodeBase {
       for (int e = 0; e < kSize; ++e) {
         Accumulator x = acc[e];
         if (p.has_a_zero) x -= zero * v->column_term[column + e];
-        if constexpr (cutlass::platform::is_same<Accumulator, int>::value) t[e] = __int2float_rn(x);
-        else t[e] = x;
+        if constexpr (cutlass::platform::is_same<Accumulator, int>::value) {
+          // K is limited so that a sum reaches 2^31, one beyond int32, only where every value is the
+          // most negative one; -2^31 is out of reach, so here it is that sum, wrapped.
+          t[e] = x == INT_MIN ? 2147483648.f : __int2float_rn(x);
+        } else {
+          t[e] = x;
+        }
       }
       if (p.has_b_scale) {
 #pragma unroll

@@ -142,6 +142,11 @@ class Mainloop {
   static constexpr int kNTiles = WarpShape::kN / 8;
   static constexpr bool kWideB = kOp == GemmOp::kW8A8 || kS4;  // 32 bytes of B a step, else 16
   static constexpr int kBLoads = kWideB ? kNTiles / 2 : kNTiles / 4;  // ldmatrix.x4 a step
+  // Fractional zero points (kW4A16). What is left of them beside an integer would round the weights;
+  // where the tile is low enough to have the registers, it goes on the sums instead, times the row sum
+  // of a, which one more mma with ones gives. Low tiles are also those whose few outputs do not average
+  // the weights' rounding away.
+  static constexpr bool kExactRest = kBf16 && kMTiles <= 2;
   // Row sums of a are shared out over the warps that read the same rows.
   static constexpr int kSumTiles = (kMTiles + WarpCount::kN - 1) / WarpCount::kN;
 
@@ -449,6 +454,28 @@ class Mainloop {
     }
   }
 
+  // A fractional zero point as an integer c0 - 136, which unpacking subtracts, and the rest c1.
+  __device__ __forceinline__ static void split_zero(float zero, float& c0, float& c1) {
+    c0 = fminf(fmaxf(rintf(136.f + zero), -256.f), 256.f);
+    c1 = zero - (c0 - 136.f);
+  }
+  // The rests of this thread's columns of the accumulators.
+  __device__ __forceinline__ void read_rests(Scales& rests, int k) const {
+    const GroupPlace at = place_of(k);
+    const bool narrow = group_.b_zero_dtype == DType::kBFloat16;
+#pragma unroll
+    for (int j = 0; j < kNTiles; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int column = warp_column() + j * 8 + lane_ % 4 * 2 + c;
+        const WordOf x =
+            word_of(shared_.zero[at.slot], group_.b_zero, narrow ? 2 : 4, column, at.g0, at.g);
+        float c0;
+        split_zero(narrow ? float_in<DType::kBFloat16>(x.word, x.bit) : __uint_as_float(x.word), c0,
+                   rests[j][c]);
+      }
+  }
+
   // Takes up the group of k for unpacking.
   template <bool kZeros>
   __device__ __forceinline__ void begin_group(GroupFragment& f, int k) {
@@ -473,8 +500,7 @@ class Mainloop {
         if constexpr (kZeros) {
           const float zero = zero_size == 2 ? float_in<DType::kBFloat16>(z.word, z.bit)
                                             : float_in<DType::kFloat32>(z.word, z.bit);
-          c0 = fminf(fmaxf(rintf(136.f + zero), -256.f), 256.f);
-          c1 = zero - (c0 - 136.f);
+          split_zero(zero, c0, c1);
         } else {
           c0 = __int2float_rn(136 + int_in(z.word, z.bit, is_int8));
           if (__bfloat162float(__float2bfloat16_rn(c0)) != c0) c0 = __int_as_float(0x7FC00000);
@@ -523,6 +549,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   uint32_t b_raw[2][kBLoads][4];
   uint32_t b[kNTiles][2];
   int own_sum[kSumTiles][2];
+  [[maybe_unused]] float a_sum_of_group[kExactRest ? kMTiles : 1][4];  // every column is the row sum
 
   const Partial start = [] {
     if constexpr (kOp == GemmOp::kW4A8Group) return Partial(kMagicBits);
@@ -539,6 +566,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       }
 #pragma unroll
   for (int i = 0; i < kSumTiles; ++i) own_sum[i][0] = own_sum[i][1] = 0;
+  if constexpr (kExactRest) {
+#pragma unroll
+    for (int i = 0; i < kMTiles; ++i)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
+  }
 
   // Grouped products apply zero points to the weights as they unpack them; the others subtract
   // b_zero[n] * (row sum of a) at the end.
@@ -558,6 +591,8 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       if (k >> group_.group_shift >= group_.groups) return;
       Scales scales;
       read_scales<kZeros>(scales, k);
+      [[maybe_unused]] Scales rests;
+      if constexpr (kZeros && kExactRest) read_rests(rests, k);
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
@@ -565,11 +600,19 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
             float p;
-            if constexpr (kBf16) p = partial[j][i][r];
+            if constexpr (kZeros && kExactRest) {
+              p = fmaf(-rests[j][r % 2], a_sum_of_group[i][r], partial[j][i][r]);
+            } else if constexpr (kBf16) p = partial[j][i][r];
             else p = __int_as_float(partial[j][i][r]) - kMagic;
             total[j][i][r] = fmaf(p, scales[j][r % 2], total[j][i][r]);
             partial[j][i][r] = start;
           }
+      if constexpr (kZeros && kExactRest) {
+#pragma unroll
+        for (int i = 0; i < kMTiles; ++i)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
+      }
     }
   };
 
@@ -630,7 +673,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
             constexpr uint32_t kOne = 0x3F803F80u;
             b[j][0] = bf16x2_fma(__byte_perm(u, 0x43434343u, 0x4140), kOne, group.unpack[j][0]);
             b[j][1] = bf16x2_fma(__byte_perm(u, 0x43434343u, 0x4342), kOne, group.unpack[j][0]);
-            if constexpr (kZeros) {
+            if constexpr (kZeros && !kExactRest) {
               b[j][0] = bf16x2_fma(b[j][0], kOne, group.unpack[j][1]);
               b[j][1] = bf16x2_fma(b[j][1], kOne, group.unpack[j][1]);
             }
@@ -649,6 +692,11 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           else if constexpr (kS4) mma_s4(partial[j][m], fa[m], b[j]);
           else mma_s8(partial[j][m], fa[m], b[j]);
         }
+      if constexpr (kZeros && kExactRest) {
+        const uint32_t ones[2] = {0x3F803F80u, 0x3F803F80u};
+#pragma unroll
+        for (int i = 0; i < kMTiles; ++i) mma_bf16(a_sum_of_group[i], fa[i], ones);
+      }
       if constexpr (kSubsteps % 2 == 1) {
         if (s == kLast) {
 #pragma unroll

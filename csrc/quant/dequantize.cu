@@ -74,8 +74,7 @@ template <typename Out, int kBits>
 __global__ void __launch_bounds__(kThreads) dequantize_kernel(const DequantizeKernelArguments p) {
   constexpr int kPerUnit = 64 / kBits;
   const int64_t units = p.values / kPerUnit;
-  const int64_t first =
-      static_cast<int64_t>(blockIdx.x) * (kThreads * kInFlight) + threadIdx.x;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kInFlight) + threadIdx.x;
   uint2 word[kInFlight];
 #pragma unroll
   for (int i = 0; i < kInFlight; ++i) {

@@ -22,10 +22,10 @@ __device__ __forceinline__ float rounded_reciprocal(float divisor) {
 constexpr float kIntegerBias = 12582912.f;  // 1.5 * 2^23
 
 // rint(RN(x / divisor)) + kIntegerBias. With y = RN(1 / s), q0 = x * y is within 2 ulp of the
-// quotient; a step q1 = q0 + (x - q0 * s) * y brings it within one ulp, and the same step from there
-// is RN(x / s) (Markstein's theorem: y correctly rounded, q1 within an ulp, no over- or underflow).
-// A plain x * y would not do: bf16 data often lands on a quotient that rounds to k + 1/2, where the
-// last bit decides between two integers.
+// quotient; a step q1 = q0 + (x - q0 * s) * y brings it within one ulp, and the same step from
+// there is RN(x / s) (Markstein's theorem: y correctly rounded, q1 within an ulp, no over- or
+// underflow). A plain x * y would not do: bf16 data often lands on a quotient that rounds to k +
+// 1/2, where the last bit decides between two integers.
 __device__ __forceinline__ float rounded_quotient(float x, float divisor, float reciprocal) {
   float q = __fmul_rn(x, reciprocal);
   q = __fmaf_rn(__fmaf_rn(-q, divisor, x), reciprocal, q);

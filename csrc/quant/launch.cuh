@@ -48,6 +48,8 @@ __device__ __forceinline__ uint32_t int4_word_low(uint32_t word) {
   const uint32_t low = word & 0x0F0F0F0Fu;
   return low | ((low & 0x08080808u) * 0x1Eu);
 }
-__device__ __forceinline__ uint32_t int4_word_high(uint32_t word) { return int4_word_low(word >> 4); }
+__device__ __forceinline__ uint32_t int4_word_high(uint32_t word) {
+  return int4_word_low(word >> 4);
+}
 
 }  // namespace qutlass::cuda

@@ -28,8 +28,9 @@ __device__ __forceinline__ uint32_t nibble_of(W value, bool& bad) {
 }
 
 // The values of one thread: kBytes packed bytes, that is kBytes values for their low nibbles and,
-// 16 columns further on, kBytes for their high nibbles. Vectors: the two reads of 16 bytes that make
-// 16 / sizeof(W) bytes of output, so that neighbouring threads read and write next to each other.
+// 16 columns further on, kBytes for their high nibbles. Vectors: the two reads of 16 bytes that
+// make 16 / sizeof(W) bytes of output, so that neighbouring threads read and write next to each
+// other.
 template <typename W, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(const W* w, int64_t rows, int64_t cols, int64_t stride, uint8_t* packed,
@@ -104,8 +105,8 @@ __global__ void __launch_bounds__(kThreads)
     if (unit >= bytes / kInt4BlockBytes) return;
     const uint4 v = __ldg(reinterpret_cast<const uint4*>(packed) + unit);
     uint4* target = reinterpret_cast<uint4*>(w) + 2 * unit;
-    target[0] = make_uint4(int4_word_low(v.x), int4_word_low(v.y), int4_word_low(v.z),
-                           int4_word_low(v.w));
+    target[0] =
+        make_uint4(int4_word_low(v.x), int4_word_low(v.y), int4_word_low(v.z), int4_word_low(v.w));
     target[1] = make_uint4(int4_word_high(v.x), int4_word_high(v.y), int4_word_high(v.z),
                            int4_word_high(v.w));
   } else {
@@ -139,7 +140,8 @@ Status pack_int4(const PackArguments& a, void* stream) {
 
 Status unpack_int4(const UnpackArguments& a, void* stream) {
   if (a.rows < 0 || a.cols < 0) return Status::invalid("unpack_int4: negative size");
-  if (a.cols % kInt4Block != 0) return Status::invalid("unpack_int4: cols must be a multiple of 32");
+  if (a.cols % kInt4Block != 0)
+    return Status::invalid("unpack_int4: cols must be a multiple of 32");
   const int64_t bytes = a.rows * (a.cols / 2);
   const bool vectors = aligned(a.packed, 16) && aligned(a.w, 16);
   return launch(vectors ? &unpack_kernel<true> : &unpack_kernel<false>,

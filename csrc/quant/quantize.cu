@@ -3,11 +3,11 @@
 // quantize: float rows to INT8 or packed INT4.
 //
 // A segment is a run of columns of one row that a team of threads handles by itself: the columns
-// that share a scale, or, where the scale is known beforehand, any convenient piece of a row. A team
-// is 1 to 32 lanes of a warp or one whole block; it loads the segment into registers, takes the
-// range by shuffles (and one exchange through shared memory), and writes the integers out: one read
-// and one write of memory. A segment too long for the registers is walked twice, forwards for the
-// range and backwards for the integers, so that the second walk starts with what is still in
+// that share a scale, or, where the scale is known beforehand, any convenient piece of a row. A
+// team is 1 to 32 lanes of a warp or one whole block; it loads the segment into registers, takes
+// the range by shuffles (and one exchange through shared memory), and writes the integers out: one
+// read and one write of memory. A segment too long for the registers is walked twice, forwards for
+// the range and backwards for the integers, so that the second walk starts with what is still in
 // registers and goes on with what is most likely still in L2.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -26,12 +26,13 @@ namespace {
 constexpr int kRun = 8;    // columns of one vector load: 16 bytes of a 16-bit dtype
 constexpr int kSlot = 16;  // columns of two runs; for INT4 the low and the high nibbles of 8 bytes
 
-constexpr int kRangeBlocks = 256;   // blocks of the whole-tensor range, one partial result each
+constexpr int kRangeBlocks = 256;  // blocks of the whole-tensor range, one partial result each
 constexpr int kRangeThreads = 512;  // 256 x 512 threads with 64 bytes each in flight: 8 MB
-constexpr int kApplyColumns = 8192;      // piece of a row where the scale is known beforehand
-constexpr int kApplyColumnsFew = 2048;   // the same for inputs too small to fill a GPU otherwise
+constexpr int kApplyColumns = 8192;  // piece of a row where the scale is known beforehand
+constexpr int kApplyColumnsFew = 2048;  // the same for inputs too small to fill a GPU otherwise
 constexpr int64_t kFewValues = 1 << 20;
-constexpr int64_t kFewSegments = 256;  // about the SMs of a large GPU: latency counts, not occupancy
+// Segments (about the SMs of a large GPU, twice) up to which latency counts, not occupancy.
+constexpr int64_t kFewSegments = 256;
 
 // ---------------------------------------------------------------------------------------------
 // Eight values in registers as they were loaded.
@@ -94,8 +95,8 @@ __device__ __forceinline__ float min_nan(float a, float b) {
 }
 
 // Largest magnitude (symmetric), or max(x, 0) and -min(x, 0), as bits of float32: those of
-// non-negative floats, Inf and NaN included, order like unsigned integers, which warps reduce in one
-// instruction.
+// non-negative floats, Inf and NaN included, order like unsigned integers, which warps reduce in
+// one instruction.
 struct RangeBits {
   uint32_t high, low;
 };
@@ -189,7 +190,8 @@ __device__ __forceinline__ RangeBits block_max(RangeBits v, bool symmetric, Rang
   return warp_max(v, symmetric);
 }
 
-// Over `team` threads, a power of two within a warp or the whole block. All of the block takes part.
+// Over `team` threads, a power of two within a warp or the whole block. All of the block takes
+// part.
 __device__ __forceinline__ RangeBits team_max(RangeBits v, int team, bool symmetric,
                                               RangeBits* exchange) {
   if (team > 32) return block_max(v, symmetric, exchange);
@@ -269,7 +271,7 @@ struct GeneralCoder {
   static constexpr float kHigh = Limits<kBits>::kHigh;
   float divisor, reciprocal, offset;
   float factor;  // applied to x first: a power of two, or 0, Inf, a sign
-  float bound;   // |x * factor| is cut to it
+  float bound;  // |x * factor| is cut to it
 
   __device__ __forceinline__ GeneralCoder(Scaling s, bool symmetric) {
     // Beyond 2^21 a zero point is far outside every integer format and all values saturate.
@@ -277,8 +279,8 @@ struct GeneralCoder {
     offset = __int2float_rn(min(max(s.zero, -kZeroLimit), kZeroLimit));
     divisor = fabsf(s.scale);
     factor = copysignf(1.f, s.scale);
-    // Powers of two on both sides leave the quotient alone (an x that becomes subnormal belongs to a
-    // quotient that rounds to 0). Scales no caller should give behave as division does: x / 0
+    // Powers of two on both sides leave the quotient alone (an x that becomes subnormal belongs to
+    // a quotient that rounds to 0). Scales no caller should give behave as division does: x / 0
     // saturates, 0 / 0 and x / NaN are NaN and so the zero point, x / Inf is 0.
     if (!(divisor <= FLT_MAX)) {
       factor = 0.f;
@@ -317,10 +319,13 @@ __device__ __forceinline__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c
 constexpr int kMaxTeam = 512;
 
 // Blocks of kMaxTeam threads whose registers an SM must hold at once. The registers that hold data
-// are what keeps memory busy, so the rest of a thread's registers are kept few: 40 in all for one or
-// two slots of a 16-bit dtype, 64 for four.
+// are what keeps memory busy, so the rest of a thread's registers are kept few: 40 in all for one
+// or two slots of a 16-bit dtype, 64 for four.
 template <typename X, int kSlots, bool kVector>
-constexpr int kBlocksPerSm = !kVector ? 1 : kSlots * sizeof(X) <= 4 ? 3 : kSlots * sizeof(X) <= 8 ? 2 : 1;
+constexpr int kBlocksPerSm = !kVector                  ? 1
+                             : kSlots * sizeof(X) <= 4 ? 3
+                             : kSlots * sizeof(X) <= 8 ? 2
+                                                       : 1;
 
 // Kernels for segments that always fit a team's registers do without the walk over chunks.
 template <int kSlots, bool kVector>
@@ -328,22 +333,22 @@ constexpr bool kIsResident = kVector && kSlots < 4;
 
 struct Segments {
   const void* x;
-  int64_t stride;   // elements from one row of x to the next
+  int64_t stride;  // elements from one row of x to the next
   int64_t cols;
-  int64_t length;   // columns of a segment; a row's last may be shorter
+  int64_t length;  // columns of a segment; a row's last may be shorter
   int64_t per_row;  // segments of a row
-  int64_t count;    // of all rows
+  int64_t count;  // of all rows
 };
 
 struct QuantizeKernelArguments {
   Segments segments;
-  int team;                   // threads of a segment: a power of two up to 32, or the whole block
-  bool symmetric;             // range [-kHigh, kHigh] rather than [-kHigh - 1, kHigh]
-  bool pieces;                // segments are pieces of a row with one scale: entries count rows
-  bool one_entry;             // one scale for everything
-  Param scale_in, zero_in;    // given scale
+  int team;  // threads of a segment: a power of two up to 32, or the whole block
+  bool symmetric;  // range [-kHigh, kHigh] rather than [-kHigh - 1, kHigh]
+  bool pieces;  // segments are pieces of a row with one scale: entries count rows
+  bool one_entry;  // one scale for everything
+  Param scale_in, zero_in;  // given scale
   const RangeBits* partials;  // or kRangeBlocks parts of the range of the whole tensor
-  void* q;                    // null: only scale and zero are wanted
+  void* q;  // null: only scale and zero are wanted
   float* scale;
   int32_t* zero;
 };
@@ -352,15 +357,16 @@ struct QuantizeKernelArguments {
 //
 //  INT8, vectors:   thread t, run r: 8 columns from 8 * (r * team + t)
 //  INT8, scalars:   column j of the 8 at (8 * r + j) * team + t, so that lanes stay neighbours
-//  INT4, vectors:   runs come in pairs, 16 columns apart: pair p = slot * team + t makes bytes 8p to
-//                   8p + 7 of the row; a team is even, so that slots start at blocks of 32
+//  INT4, vectors:   runs come in pairs, 16 columns apart; pair p = slot * team + t makes the bytes
+//                   8p to 8p + 7; a team is even, so that slots start at blocks of 32 columns
 //  INT4, scalars:   byte j of the pair at (8 * slot + j) * team + t, low nibble, then high nibble
 template <int kBits, bool kVector>
 __device__ __forceinline__ int column_of(int run, int j, int team, int t) {
   if constexpr (kBits == 8) {
     return kVector ? (run * team + t) * kRun + j : (run * kRun + j) * team + t;
   } else if constexpr (kVector) {
-    return run / 2 * team * kSlot + t / 2 * kInt4Block + t % 2 * kRun + run % 2 * kInt4BlockBytes + j;
+    return run / 2 * team * kSlot + t / 2 * kInt4Block + t % 2 * kRun + run % 2 * kInt4BlockBytes +
+           j;
   } else {
     const int byte = (run / 2 * kRun + j) * team + t;
     return byte / kInt4BlockBytes * kInt4Block + byte % kInt4BlockBytes + run % 2 * kInt4BlockBytes;
@@ -445,8 +451,8 @@ __device__ __forceinline__ void store_chunk(uint8_t* target, int columns, int te
   }
 }
 
-// Makes the compiler compute again what it derived from `t`: else it keeps the column and the address
-// of every load in registers until the stores.
+// Makes the compiler compute again what it derived from `t`: else it keeps the column and the
+// address of every load in registers until the stores.
 __device__ __forceinline__ void forget_derived(int& t) { asm volatile("" : "+r"(t)); }
 
 template <typename X, int kBits, int kSlots, bool kVector>
@@ -502,7 +508,8 @@ __global__ void __launch_bounds__(kMaxTeam, kBlocksPerSm<X, kSlots, kVector>)
   int chunk = computed ? 0 : last;
   source += static_cast<int64_t>(chunk) * capacity;
   while (true) {
-    load_chunk<X, kBits, kSlots, kVector>(source, chunk == last ? columns : capacity, team, t, runs);
+    load_chunk<X, kBits, kSlots, kVector>(source, chunk == last ? columns : capacity, team, t,
+                                          runs);
     if (computed) {
       if (p.symmetric) {
 #pragma unroll
@@ -533,7 +540,8 @@ __global__ void __launch_bounds__(kMaxTeam, kBlocksPerSm<X, kSlots, kVector>)
   }
   if (p.q == nullptr) return;
 
-  const bool ordinary = !given && scaling.scale >= kLeastDivisor && scaling.scale <= kGreatestDivisor;
+  const bool ordinary =
+      !given && scaling.scale >= kLeastDivisor && scaling.scale <= kGreatestDivisor;
   target += static_cast<int64_t>(last) * capacity / (8 / kBits);
   while (true) {
     forget_derived(t);
@@ -557,8 +565,9 @@ __global__ void __launch_bounds__(kMaxTeam, kBlocksPerSm<X, kSlots, kVector>)
   }
 }
 
-// The range of a whole tensor: each block leaves its part, whoever needs the range takes the maximum
-// of all parts. A maximum does not depend on the order, so neither does any bit of the result.
+// The range of a whole tensor: each block leaves its part, whoever needs the range takes the
+// maximum of all parts. A maximum does not depend on the order, so neither does any bit of the
+// result.
 template <typename X, bool kVector>
 __global__ void __launch_bounds__(kRangeThreads)
     tensor_range_kernel(const X* x, int64_t rows, int64_t cols, int64_t stride, bool symmetric,
@@ -611,8 +620,8 @@ __global__ void __launch_bounds__(256)
   uint32_t code[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int64_t column = in_row / kInt4BlockBytes * kInt4Block + in_row % kInt4BlockBytes +
-                           half * kInt4BlockBytes;
+    const int64_t column =
+        in_row / kInt4BlockBytes * kInt4Block + in_row % kInt4BlockBytes + half * kInt4BlockBytes;
     const int64_t entry = divide_index(row * cols + column, group_size);
     const Scaling scaling{scale[entry], zero == nullptr ? 0 : zero[entry]};
     Run<X> run;
@@ -694,8 +703,8 @@ Status quantize_as(const QuantizeArguments& a, void* workspace, void* stream) {
   } else if (!p.pieces && gapless) {
     shape = {a.rows * groups, a.cols / groups, a.cols / groups};
   }
-  int64_t length = p.pieces ? a.rows * a.cols <= kFewValues ? kApplyColumnsFew : kApplyColumns
-                            : a.cols / groups;
+  int64_t length =
+      p.pieces ? a.rows * a.cols <= kFewValues ? kApplyColumnsFew : kApplyColumns : a.cols / groups;
   length = length < shape.cols ? length : shape.cols;
   const bool cut_blocks = kBits == 4 && length % kInt4Block != 0;
   const int64_t per_row = shape.cols == 0 ? 1 : ceil_div(shape.cols, length);
@@ -707,9 +716,9 @@ Status quantize_as(const QuantizeArguments& a, void* workspace, void* stream) {
     RangeBits* partials = static_cast<RangeBits*>(workspace);
     const auto kernel = can_load_vectors<X>(a, shape, shape.cols) ? &tensor_range_kernel<X, true>
                                                                   : &tensor_range_kernel<X, false>;
-    const Status status =
-        launch(kernel, kRangeBlocks, kRangeThreads, stream, "quantize: range of the tensor",
-               static_cast<const X*>(a.x), shape.rows, shape.cols, shape.stride, a.symmetric, partials);
+    const Status status = launch(kernel, kRangeBlocks, kRangeThreads, stream,
+                                 "quantize: range of the tensor", static_cast<const X*>(a.x),
+                                 shape.rows, shape.cols, shape.stride, a.symmetric, partials);
     if (!status.ok()) return status;
     p.partials = partials;
   }
@@ -751,7 +760,8 @@ Status quantize(const QuantizeArguments& a, void* workspace, void* stream) {
     return Status::invalid("quantize: no memory for the zero point");
   }
   if (a.zero_in.present() && (a.symmetric || !a.scale_in.present())) {
-    return Status::invalid("quantize: a given zero point needs symmetric = false and a given scale");
+    return Status::invalid(
+        "quantize: a given zero point needs symmetric = false and a given scale");
   }
   switch (a.x_dtype) {
     case DType::kFloat32: return quantize_bits<float>(a, workspace, stream);

@@ -19,7 +19,7 @@ void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, ParallelRun
     ParallelRunner::RangeFn fn;
     void* context;
   } call = {fn, context};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(
+  QUTLASS_CHECK_TORCH(torch_parallel_for(
       begin, end, grain,
       [](int64_t from, int64_t to, void* ctx) {
         const Call& c = *static_cast<const Call*>(ctx);

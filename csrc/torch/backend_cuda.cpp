@@ -80,7 +80,7 @@ GemmConfig select_cached(const GemmProblem& problem, int32_t device, const Devic
     int32_t device = -1;
     GemmConfig config;
   };
-  constexpr size_t kAnswers = 256;
+  constexpr size_t kAnswers = 64;
   thread_local Answer answers[kAnswers];
   uint64_t hash = static_cast<uint64_t>(problem.op) + 8 * static_cast<uint64_t>(device);
   for (int64_t part : {problem.M, problem.N, problem.K, problem.group_size}) {
@@ -112,10 +112,10 @@ void raise_if_failed(const char* op, const Status& status) {
 // of this library, whose own notion torch would not see.
 CudaBackend::CudaBackend(const char* op, const TensorView& on) : op_(op), on_(on) {
   int32_t current = -1;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_device_index(&current));
+  QUTLASS_CHECK_TORCH(aoti_torch_get_current_device_index(&current));
   stream_ = current_stream(op, on.device_index);
   if (current != on.device_index) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(on.device_index, &guard_));
+    QUTLASS_CHECK_TORCH(aoti_torch_create_device_guard(on.device_index, &guard_));
   }
 }
 

@@ -215,10 +215,10 @@ GemmArguments check_family(const std::string& family, const TensorView* const* i
 std::string take_string(StringHandle handle) {
   const char* text = nullptr;
   size_t length = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  QUTLASS_CHECK_TORCH(torch_string_c_str(handle, &text));
+  QUTLASS_CHECK_TORCH(torch_string_length(handle, &length));
   std::string result(text, length);
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  QUTLASS_CHECK_TORCH(torch_delete_string(handle));
   return result;
 }
 

@@ -75,12 +75,12 @@ TensorView view_of(AtenTensorHandle handle) {
   int64_t* strides = nullptr;
   int32_t torch_dtype = 0;
   int32_t device = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &view.ndim));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &torch_dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(handle, &view.data));
+  QUTLASS_CHECK_TORCH(aoti_torch_get_dim(handle, &view.ndim));
+  QUTLASS_CHECK_TORCH(aoti_torch_get_sizes(handle, &sizes));
+  QUTLASS_CHECK_TORCH(aoti_torch_get_strides(handle, &strides));
+  QUTLASS_CHECK_TORCH(aoti_torch_get_dtype(handle, &torch_dtype));
+  QUTLASS_CHECK_TORCH(aoti_torch_get_device_type(handle, &device));
+  QUTLASS_CHECK_TORCH(torch_get_const_data_ptr(handle, &view.data));
   view.sizes = sizes;
   view.strides = strides;
   const DTypeRow& row = DTypeTable::get().of_torch(torch_dtype);
@@ -90,7 +90,7 @@ TensorView view_of(AtenTensorHandle handle) {
                 : device == kTorchCuda ? DeviceKind::kCuda
                                        : DeviceKind::kOther;
   if (view.device != DeviceKind::kCpu) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle, &view.device_index));
+    QUTLASS_CHECK_TORCH(aoti_torch_get_device_index(handle, &view.device_index));
   }
   return view;
 }
@@ -139,7 +139,7 @@ OwnedTensor empty(const Shape& shape, DType dtype, const TensorView& like) {
 
 void* data_of(const OwnedTensor& tensor) {
   void* data = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor.get(), &data));
+  QUTLASS_CHECK_TORCH(torch_get_mutable_data_ptr(tensor.get(), &data));
   return data;
 }
 

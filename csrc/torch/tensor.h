@@ -5,9 +5,16 @@
 
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 
 #include "common/param.h"
+
+// A call into torch's C shim. Ours, because torch renamed its own macro after 2.11.
+#define QUTLASS_CHECK_TORCH(call)                                         \
+  do {                                                                    \
+    if ((call) != 0) throw std::runtime_error("torch: " #call " failed"); \
+  } while (0)
 
 namespace qutlass::binding {
 

@@ -521,7 +521,8 @@ def matmul_w4a8_bf16_tn(
         b = (b_multiplier.short()[..., None] * (grouped - zeros.short()[..., None])).flatten(1)
         return _integer_matmul(op, a, b, a_scale, b_scale, a_zero, None, bias)
     if b_scale.dim() < 2 or b_scale.shape[-1] == 1:
-        _check_max_k(op, k, max_k(8, a_zero is not None, 4, b_zero is not None))
+        # The kernels hold sums of 16 * b, which is the tighter limit.
+        _check_max_k(op, k, min(MAX_K_W4A8, max_k(8, a_zero is not None, 4, b_zero is not None)))
         _check_b_sum(op, packed_b, b_sum, None)
         return _integer_matmul(op, a, b, a_scale, b_scale, a_zero, b_zero, bias)
 
@@ -597,6 +598,10 @@ def matmul_int4_bf16_tn(
     if bias is not None:
         out = out + _bias(op, bias, n).double()
     return out.to(out_dtype).reshape(*a.shape[:-1], n)
+
+
+MAX_K_W4A8 = (2**31 - 1) // (16 * 128 * 8) // 32 * 32
+"""The largest K of `matmul_w4a8_bf16_tn` with one scale a row, whose kernels sum 16 * a * b."""
 
 
 def max_k(a_bits: int, a_has_zero: bool, b_bits: int, b_has_zero: bool) -> int:

@@ -48,15 +48,15 @@ inline int finish() {
   } while (false)
 
 // `where` is streamed and says which case it was.
-#define CHECK_EQ_AT(got, wanted, where)                                                     \
-  do {                                                                                      \
-    const auto got_ = (got);                                                                \
-    const auto wanted_ = (wanted);                                                          \
-    if (::qutlass::test::failed(got_ == wanted_)) {                                         \
-      std::cout << __FILE__ << ':' << __LINE__ << ": " << #got << " is "                    \
-                << ::qutlass::test::printable(got_) << ", not "                             \
+#define CHECK_EQ_AT(got, wanted, where)                                                      \
+  do {                                                                                       \
+    const auto got_ = (got);                                                                 \
+    const auto wanted_ = (wanted);                                                           \
+    if (::qutlass::test::failed(got_ == wanted_)) {                                          \
+      std::cout << __FILE__ << ':' << __LINE__ << ": " << #got << " is "                     \
+                << ::qutlass::test::printable(got_) << ", not "                              \
                 << ::qutlass::test::printable(wanted_) << " (" << where << ')' << std::endl; \
-    }                                                                                       \
+    }                                                                                        \
   } while (false)
 
 #define CHECK_EQ(got, wanted) CHECK_EQ_AT(got, wanted, #wanted)

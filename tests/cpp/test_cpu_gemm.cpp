@@ -12,7 +12,8 @@
 #include "cpu/kernels.h"
 #include "threads.h"
 
-// Every instruction set this machine has, against loops that follow the contract one step at a time.
+// Every instruction set this machine has, against loops that follow the contract one step at a
+// time.
 
 namespace qutlass {
 namespace {
@@ -32,7 +33,8 @@ std::vector<int8_t> random_ints(int64_t count, int low, int high) {
 std::vector<uint8_t> pack(const std::vector<int8_t>& values) {
   std::vector<uint8_t> packed(values.size() / 2);
   for (size_t k = 0; k < values.size(); k += 32) {
-    for (size_t i = 0; i < 16; ++i) packed[k / 2 + i] = int4_pair(values[k + i], values[k + 16 + i]);
+    for (size_t i = 0; i < 16; ++i)
+      packed[k / 2 + i] = int4_pair(values[k + i], values[k + 16 + i]);
   }
   return packed;
 }
@@ -210,8 +212,8 @@ Case make_case(GemmOp op, int64_t M, int64_t N, int64_t K, int64_t group, const 
     c.a_scale = random_floats(options.scale, entries_a, 0.001, 0.05);
     if (options.a_zero) {
       const int reach = options.zero_reach;
-      c.a_zero = random_zeros(options.zero, entries_a, reach ? -reach : a_low,
-                              reach ? reach : -a_low - 1);
+      c.a_zero =
+          random_zeros(options.zero, entries_a, reach ? -reach : a_low, reach ? reach : -a_low - 1);
     }
   }
   if (options.b_zero) {
@@ -246,8 +248,7 @@ std::vector<float> expected_integer(const Case& c) {
       int64_t sum = 0;
       for (int64_t k0 = 0; k0 < c.K; k0 += group) {
         const auto b_zero = static_cast<int64_t>(c.b_zero_at(n, k0 / group));
-        const int64_t factor =
-            c.multiplier.empty() ? 1 : c.multiplier[n * c.groups() + k0 / group];
+        const int64_t factor = c.multiplier.empty() ? 1 : c.multiplier[n * c.groups() + k0 / group];
         for (int64_t k = k0; k < k0 + group; ++k) {
           sum += (c.a_values[m * c.K + k] - a_zero) * factor * (c.b_values[n * c.K + k] - b_zero);
         }

@@ -38,8 +38,8 @@ std::vector<int8_t> unpacked(const std::vector<uint8_t>& packed, int64_t rows, i
 void float16_widens_by_its_definition() {
   for (int bits = 0; bits < 65536; ++bits) {
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    double wanted = exponent == 0 ? std::ldexp(fraction, -24)
-                                  : std::ldexp(1024 + fraction, exponent - 25);
+    double wanted =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
     if (exponent == 31) wanted = fraction ? kNaN : kInfinity;
     if (bits & 0x8000) wanted = -wanted;
     const float got = cpu::float16_to_float(static_cast<uint16_t>(bits));
@@ -134,8 +134,8 @@ Expected expected(const std::vector<float>& x, int64_t rows, int64_t cols, const
         good = false;  // q and zero are 0
       } else if (!s.symmetric) {
         const float z = std::nearbyint(static_cast<float>(low) - least / scale);
-        zero = static_cast<int>(std::min(std::max(z, static_cast<float>(low)),
-                                         static_cast<float>(top)));
+        zero = static_cast<int>(
+            std::min(std::max(z, static_cast<float>(low)), static_cast<float>(top)));
       }
     }
     for (int64_t i = begin; i < begin + span; ++i) {
@@ -158,7 +158,8 @@ struct Input {
   std::vector<float> x;  // what the bytes mean, dense
 };
 
-Input make_input(DType dtype, int64_t rows, int64_t cols, int64_t pad, const std::vector<float>& x) {
+Input make_input(DType dtype, int64_t rows, int64_t cols, int64_t pad,
+                 const std::vector<float>& x) {
   Input in{dtype, rows, cols, cols + pad, {}, {}};
   const int size = size_of(dtype);
   in.bytes.assign(rows * in.stride * size + 1, 0x7F);
@@ -168,10 +169,11 @@ Input make_input(DType dtype, int64_t rows, int64_t cols, int64_t pad, const std
     if (dtype == DType::kFloat32) {
       std::memcpy(at, &value, 4);
     } else {
-      const uint16_t half = dtype == DType::kBFloat16 ? cpu::float_to_bfloat16(value)
-                                                      : cpu::float_to_float16(value);
+      const uint16_t half =
+          dtype == DType::kBFloat16 ? cpu::float_to_bfloat16(value) : cpu::float_to_float16(value);
       std::memcpy(at, &half, 2);
-      value = dtype == DType::kBFloat16 ? cpu::bfloat16_to_float(half) : cpu::float16_to_float(half);
+      value =
+          dtype == DType::kBFloat16 ? cpu::bfloat16_to_float(half) : cpu::float16_to_float(half);
     }
     in.x.push_back(value);
   }
@@ -262,10 +264,20 @@ void quantize_degenerate_rows() {
   constexpr int64_t kCols = 64;
   const float great = std::numeric_limits<float>::max();
   const float tiny = std::numeric_limits<float>::denorm_min();
-  const std::vector<std::vector<float>> starts = {
-      {0}, {-0.0f, 0},    {1, kNaN}, {1, -kNaN, 2}, {kInfinity, 1}, {-kInfinity, 1},
-      {great, -great},    {great},   {tiny},        {-tiny, 40 * tiny},
-      {300 * tiny, -tiny}, {-1},      {-3, -2},      {5, 4}};
+  const std::vector<std::vector<float>> starts = {{0},
+                                                  {-0.0f, 0},
+                                                  {1, kNaN},
+                                                  {1, -kNaN, 2},
+                                                  {kInfinity, 1},
+                                                  {-kInfinity, 1},
+                                                  {great, -great},
+                                                  {great},
+                                                  {tiny},
+                                                  {-tiny, 40 * tiny},
+                                                  {300 * tiny, -tiny},
+                                                  {-1},
+                                                  {-3, -2},
+                                                  {5, 4}};
   std::vector<float> x;
   for (const std::vector<float>& start : starts) {
     std::vector<float> row = start;
@@ -291,7 +303,8 @@ void quantize_degenerate_rows() {
     s.symmetric = symmetric;
     s.group = kCols;
     s.per_tensor = true;
-    check_quantize(make_input(DType::kFloat32, rows, kCols, 0, x), s, test::kThreaded, "NaN tensor");
+    check_quantize(make_input(DType::kFloat32, rows, kCols, 0, x), s, test::kThreaded,
+                   "NaN tensor");
   }
 }
 
@@ -349,8 +362,8 @@ void dequantize_all_forms() {
             cpu::load_floats(out.data(), out_dtype, 0, kRows * kCols, got.data());
             for (int64_t i = 0; i < kRows * kCols; ++i) {
               const int64_t entry = stride ? i / group : 0;
-              const float shifted = static_cast<float>(values[i]) -
-                                    (zero_dtype == DType::kNone ? 0.0f : zero[entry]);
+              const float shifted =
+                  static_cast<float>(values[i]) - (zero_dtype == DType::kNone ? 0.0f : zero[entry]);
               const float exact = shifted * scale[entry];
               const float wanted = out_dtype == DType::kFloat32 ? exact
                                    : out_dtype == DType::kBFloat16

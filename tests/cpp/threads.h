@@ -11,7 +11,8 @@
 namespace qutlass::test {
 
 // Runners to give CPU kernels: one thread, or as many as there are ranges of `grain`, up to three.
-inline void run_serial(int64_t begin, int64_t end, int64_t, ParallelRunner::RangeFn fn, void* context) {
+inline void run_serial(int64_t begin, int64_t end, int64_t, ParallelRunner::RangeFn fn,
+                       void* context) {
   fn(context, begin, end);
 }
 inline void run_threaded(int64_t begin, int64_t end, int64_t grain, ParallelRunner::RangeFn fn,
