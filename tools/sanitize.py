@@ -68,7 +68,9 @@ def command(sanitizer: str, tool: str, ours_only: bool) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1"}
+    # The parts of a split k are waited for by reading flags that nothing need have written.
+    flags = {"QUTLASS_CLEAR_FLAGS": "1"}
+    return {**os.environ, **flags, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def finds_what_is_planted(sanitizer: str, tool: str) -> bool:

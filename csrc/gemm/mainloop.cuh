@@ -355,8 +355,23 @@ class Mainloop {
       const uintptr_t row = base + (static_cast<int64_t>(n) * group_.groups + g0) * size;
       const uintptr_t word = (row & ~uintptr_t{3}) + w * 4;
       const int left = static_cast<int>(static_cast<uint32_t>(end) - static_cast<uint32_t>(word));
-      copy_async_4(shared + (column * kColumnWords + w) * 4, reinterpret_cast<const void*>(word),
-                   n < columns_ && needed && left > 0 ? min(left, 4) : 0);
+      const uint32_t to = shared + (column * kColumnWords + w) * 4;
+      if (left <= 0 || left >= 4) {
+        copy_async_4(to, reinterpret_cast<const void*>(word), n < columns_ && needed && left > 0);
+      }
+    }
+    // The array may end inside a word, of which nothing more may be touched.
+    const uint32_t tail = static_cast<uint32_t>(end) & 3;
+    const int last = columns_ - 1 - column_begin_;  // column
+    if (size < 4 && tail != 0 && threadIdx.x == 0 && last < Shape::kN) {
+      const uint32_t row = static_cast<uint32_t>(end) - (group_.groups - g0) * size;
+      const uint32_t at = ((static_cast<uint32_t>(end) >> 2) - (row >> 2));
+      if (at < kGroupBlock) {
+        uint32_t x = __ldg(reinterpret_cast<const unsigned char*>(end - tail));
+        if (tail > 1) x |= __ldg(reinterpret_cast<const unsigned char*>(end - tail) + 1) << 8;
+        if (tail > 2) x |= __ldg(reinterpret_cast<const unsigned char*>(end - tail) + 2) << 16;
+        store_shared_32(shared + (last * kColumnWords + at) * 4, x);
+      }
     }
   }
 

@@ -46,14 +46,19 @@ __device__ __forceinline__ uint32_t load_shared_32(uint32_t address) {
   return x;
 }
 
+__device__ __forceinline__ void store_shared_32(uint32_t address, uint32_t x) {
+  asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(address), "r"(x));
+}
+
 // 16 bytes to shared memory, zeros where `valid` is false (nothing is read then).
 __device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
                "r"(valid ? 16 : 0));
 }
-// The first `size` <= 4 bytes at a 4-byte aligned address, zeros beyond them.
-__device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, int size) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global), "r"(size));
+// 4 bytes likewise.
+__device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global),
+               "r"(valid ? 4 : 0));
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::); }
 template <int kPending>

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -444,6 +446,73 @@ void batch_invariance() {
   }
 }
 
+// Sums halfway between two bfloat16 numbers: 256 + 2n + 1 lies between even and odd last places.
+void ties_go_to_even() {
+  Case c = make_case(GemmOp::kW8A8, 3, 19, 16, 0, {});
+  std::fill(c.a_values.begin(), c.a_values.end(), int8_t{0});
+  std::fill(c.b_values.begin(), c.b_values.end(), int8_t{0});
+  for (int64_t m = 0; m < c.M; ++m) {
+    c.a_values[m * c.K] = static_cast<int8_t>(m == 1 ? -16 : 16);
+    c.a_values[m * c.K + 1] = static_cast<int8_t>(m == 1 ? -1 : 1);
+  }
+  for (int64_t n = 0; n < c.N; ++n) {
+    c.b_values[n * c.K] = 16;
+    c.b_values[n * c.K + 1] = static_cast<int8_t>(2 * n + 1);
+  }
+  c.a.assign(c.a_values.begin(), c.a_values.end());
+  c.b.assign(c.b_values.begin(), c.b_values.end());
+  const float one = 1.0f;
+  for (Values* scale : {&c.a_scale, &c.b_scale}) {
+    for (size_t i = 0; i < scale->exact.size(); ++i) {
+      std::memcpy(scale->bytes.data() + i * sizeof(one), &one, sizeof(one));
+      scale->exact[i] = 1;
+    }
+  }
+  check_case(c);
+}
+
+// A bias that cancels the rounded product leaves exactly 0; a fused multiply-add would leave what
+// the rounding cut off.
+void epilogue_steps_are_not_fused() {
+  const Case without = make_case(GemmOp::kW8A8, 1, 37, 64, 0, {});
+  Case c = without;
+  c.bias.dtype = DType::kFloat32;
+  for (int64_t n = 0; n < c.N; ++n) {
+    int64_t sum = 0;
+    for (int64_t k = 0; k < c.K; ++k) sum += c.a_values[k] * c.b_values[n * c.K + k];
+    volatile float t = static_cast<float>(sum);
+    t = t * static_cast<float>(c.b_scale.exact[n]);
+    t = t * c.a_scale_at(0);
+    append(c.bias, -t, -static_cast<double>(t));
+  }
+  for (const Kernels* kernels : instruction_sets()) {
+    for (const uint16_t bits : run(c, *kernels, test::kSerial)) CHECK_EQ(bits, uint16_t{0});
+  }
+}
+
+// The same across groups: the first adds fl(49 * s), the second takes 49 * s away.
+void group_steps_are_not_fused() {
+  for (const int64_t M : {1, 6}) {
+    Case c = make_case(GemmOp::kW4A8Group, M, 8, 64, 32, {});
+    std::fill(c.a_values.begin(), c.a_values.end(), int8_t{0});
+    std::fill(c.b_values.begin(), c.b_values.end(), int8_t{0});
+    for (int64_t m = 0; m < M; ++m) c.a_values[m * 64] = 1, c.a_values[m * 64 + 32] = 7;
+    for (int64_t n = 0; n < c.N; ++n) {
+      c.b_values[n * 64] = 1, c.b_values[n * 64 + 32] = -7;
+      volatile float product = static_cast<float>(c.b_scale.exact[n * 2 + 1]);
+      product = product * 49.0f;
+      const float first = product;
+      std::memcpy(c.b_scale.bytes.data() + n * 2 * sizeof(first), &first, sizeof(first));
+      c.b_scale.exact[n * 2] = first;
+    }
+    c.a.assign(c.a_values.begin(), c.a_values.end());
+    c.b = pack(c.b_values);
+    for (const Kernels* kernels : instruction_sets()) {
+      for (const uint16_t bits : run(c, *kernels, test::kSerial)) CHECK_EQ(bits, uint16_t{0});
+    }
+  }
+}
+
 // NaN and Inf reach the output; NaN always with the same bits.
 void not_finite() {
   for (const Kernels* kernels : instruction_sets()) {
@@ -495,6 +564,9 @@ int main() {
   qutlass::wide_zero_points();
   qutlass::extreme_sums();
   qutlass::batch_invariance();
+  qutlass::ties_go_to_even();
+  qutlass::epilogue_steps_are_not_fused();
+  qutlass::group_steps_are_not_fused();
   qutlass::not_finite();
   qutlass::empty_and_refused();
   qutlass::dispatch();
