@@ -25,6 +25,7 @@ from toolchain import CUTLASS_PACKAGE, ROOT, gpu_architectures, has_cutlass, has
 CPU_TORCH = "torch==2.13.0+cpu"
 TORCH = "torch>=2.11"
 OLDEST_GPU = 8.0
+EXTRAS = {"demo": "demo", "test": "demo,test"}  # the demo has tests too
 
 
 def say(text: str) -> None:
@@ -84,8 +85,9 @@ def main() -> None:
     gpus = [gpu for gpu in gpu_architectures() if float(gpu) >= OLDEST_GPU]
     venv = args.venv.resolve()
     python = make_environment(venv)
-    # Bytecode is made when a module is first imported, which most of these never are.
-    pip = [python, "-m", "pip", "install", "--no-compile", "-q"]
+    # Bytecode is made when a module is first imported, which most of these never are. The conflict
+    # pip would warn of is CUTLASS's package without the packages that its Python part imports.
+    pip = [python, "-m", "pip", "install", "--no-compile", "--no-warn-conflicts", "-q"]
     if not has_torch(python):
         say("torch")
         if gpus or not run(*pip, CPU_TORCH, check=False):
@@ -116,7 +118,7 @@ def main() -> None:
     # Verbose, because a build that takes minutes should show that it moves.
     run(*pip[:-1], "-v", "--no-build-isolation", "--no-deps", "-e", ".")
     say(f"what the {args.purpose} needs besides")
-    run(*pip, f"qutlass[{args.purpose}]")
+    run(*pip, f"qutlass[{EXTRAS[args.purpose]}]")
 
 
 if __name__ == "__main__":

@@ -374,7 +374,10 @@ const Kernels* avx2_kernels() {
                                       widen_bfloat16, dot_int,        dot_int8,   dot_int4,
                                       dot_group,      dot_group_int4, dot_float,  dot_float_int4,
                                       store_int,      store_float};
-  static const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool here = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  }();
   return here ? &kernels : nullptr;
 }
 

@@ -360,18 +360,21 @@ class Mainloop {
         copy_async_4(to, reinterpret_cast<const void*>(word), n < columns_ && needed && left > 0);
       }
     }
-    // The array may end inside a word, of which nothing more may be touched.
-    const uint32_t tail = static_cast<uint32_t>(end) & 3;
-    const int last = columns_ - 1 - column_begin_;  // column
-    if (size < 4 && tail != 0 && threadIdx.x == 0 && last < Shape::kN) {
-      const uint32_t row = static_cast<uint32_t>(end) - (group_.groups - g0) * size;
-      const uint32_t at = ((static_cast<uint32_t>(end) >> 2) - (row >> 2));
-      if (at < kGroupBlock) {
-        uint32_t x = __ldg(reinterpret_cast<const unsigned char*>(end - tail));
-        if (tail > 1) x |= __ldg(reinterpret_cast<const unsigned char*>(end - tail) + 1) << 8;
-        if (tail > 2) x |= __ldg(reinterpret_cast<const unsigned char*>(end - tail) + 2) << 16;
-        store_shared_32(shared + (last * kColumnWords + at) * 4, x);
-      }
+    // The array may end inside a word, of which nothing more may be touched. With few groups more
+    // than one of the last columns lies in it.
+    const int tail = static_cast<int>(end & 3);
+    if (size == 4 || tail == 0 || column_begin_ + Shape::kN + 4 < columns_) return;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(end - tail);
+#pragma unroll 1
+    for (int i = 0; i < kWords / kThreads; ++i) {
+      const int column = static_cast<int>(threadIdx.x) / kGroupBlock + i * (kThreads / kGroupBlock);
+      const int n = column_begin_ + column;
+      const uintptr_t row = base + (static_cast<int64_t>(n) * group_.groups + g0) * size;
+      if (n >= columns_ || (row & ~uintptr_t{3}) + w * 4 != end - tail) continue;
+      uint32_t x = __ldg(bytes);
+      if (tail > 1) x |= static_cast<uint32_t>(__ldg(bytes + 1)) << 8;
+      if (tail > 2) x |= static_cast<uint32_t>(__ldg(bytes + 2)) << 16;
+      store_shared_32(shared + (column * kColumnWords + w) * 4, x);
     }
   }
 

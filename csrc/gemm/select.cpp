@@ -71,7 +71,9 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   const double fill = std::min(1.0, warps * static_cast<double>(together) / 4.0) *
                       (warps * together >= 8 ? 1.0 : 0.85);
   const double shared = (t.warp_m * a_bytes + t.warp_n * b_bytes) * k / slices * warps / 128.0;
-  const double work = std::max(tensor / fill, shared);
+  // The barrier of each tile of k, which more stages hide better.
+  const double barriers = k / t.k * 400.0 / ((t.stages - 1) * (t.stages - 1));
+  const double work = std::max(tensor / fill, shared) + barriers;
   const double latency = k / t.k * (900.0 / (t.stages - 1) + 60.0);
   const double alone = std::max(work, latency);
   // Blocks that run together share the units but not the latency.
@@ -85,7 +87,7 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
 
   const double epilogue = (600.0 + t.m * t.n / 24.0) * rounds / m.clock;
   // Partial sums go out and come back through L2, one part after the other.
-  const double split = split_k > 1 ? 1.2e-6 + (split_k - 1) * (8.0 * t.m * t.n / 64.0 / m.clock + 0.2e-6) : 0;
+  const double split = split_k > 1 ? 0.8e-6 + (split_k - 1) * (8.0 * t.m * t.n / 64.0 / m.clock + 0.2e-6) : 0;
   return std::max(block_time, memory) + 0.15 * std::min(block_time, memory) + epilogue + split;
 }
 
