@@ -410,7 +410,8 @@ def matmul_w4a8_bf16_tn(
             K / G in {32, 64, 128}.
         a_zero: int32 or int8 in [-128, 127], of a_scale's forms. None: 0.
         b_zero: int32 or int8 in [-8, 7], of b_scale's forms; with b_multiplier int8 [N, G].
-            None: 0.
+            None: 0. On CUDA a group whose weights `q - b_zero`, or `m * (q - b_zero)`, leave int8
+            for some q in [-8, 7] makes its output column NaN.
         b_sum: int32 [N], [N, G] where there are groups: the `weight_sums` of b; without it a
             product with a_zero computes it each time.
         bias: float32, bfloat16 or float16 [N]. None: no addition.
@@ -421,7 +422,8 @@ def matmul_w4a8_bf16_tn(
 
     Raises:
         ValueError: A dtype, shape, layout, device or group size that is not taken, or a K so large
-            that the sum may leave int32.
+            that the sum may leave int32 (over 131040 with one scale a row, where the kernels hold
+            16 times the sum).
 
     Example:
         >>> a = torch.ones(1, 64, dtype=torch.int8)
@@ -453,6 +455,8 @@ def matmul_int4_bf16_tn(
         scales: float32, bfloat16 or float16 [N, G], K / G in {32, 64, 128} or K; [N] too where G
             is 1.
         zeros: int32 or int8, or float32 or bfloat16 for fractional ones, shaped as scales. None: 0.
+            On CUDA an integer zero point far outside INT4, where bfloat16 does not hold 136 plus it
+            (below -392 or from 121 on), makes its output column NaN.
         bias: float32, bfloat16 or float16 [N]. None: no addition.
 
     Returns:
