@@ -74,10 +74,9 @@ class CMakeBuild(build_ext):
                 'whose headers it needs; pip install "torch>=2.11" first, or build with isolation.'
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target first: a process that has the old library open keeps it.
-        fresh = target.with_suffix(".new")
-        shutil.copy2(built, fresh)
-        fresh.replace(target)
+        # Away with the old one first: a process that has it open keeps it whole.
+        target.unlink(missing_ok=True)
+        shutil.copy2(built, target)
 
     def get_ext_filename(self, fullname: str) -> str:
         # An ordinary shared library that torch loads, not a Python module: no ABI tag.

@@ -24,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+import qutlass
+from qutlass.ops import _gemm_legal, _gemm_tiles
 from timing import (
     Report,
     Timing,
@@ -33,10 +37,6 @@ from timing import (
     instruction_rate,
     time_calls,
 )
-from torch import Tensor
-
-import qutlass
-from qutlass.ops import _gemm_legal, _gemm_tiles
 
 ops = torch.ops.qutlass
 

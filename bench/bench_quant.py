@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Report, bytes_of, copies_of, copy_bandwidth, empty_graph_node, time_calls
 
 import qutlass  # noqa: F401  registers the operators
+from timing import Report, bytes_of, copies_of, copy_bandwidth, empty_graph_node, time_calls
 
 ops = torch.ops.qutlass
 

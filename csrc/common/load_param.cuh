@@ -13,9 +13,11 @@ namespace qutlass::device {
 __device__ __forceinline__ float load_float(const void* data, DType dtype, int64_t index) {
   switch (dtype) {
     case DType::kFloat32: return __ldg(static_cast<const float*>(data) + index);
-    case DType::kBFloat16: return __bfloat162float(__ldg(static_cast<const __nv_bfloat16*>(data) + index));
+    case DType::kBFloat16:
+      return __bfloat162float(__ldg(static_cast<const __nv_bfloat16*>(data) + index));
     case DType::kFloat16: return __half2float(__ldg(static_cast<const __half*>(data) + index));
-    case DType::kInt8: return static_cast<float>(__ldg(static_cast<const signed char*>(data) + index));
+    case DType::kInt8:
+      return static_cast<float>(__ldg(static_cast<const signed char*>(data) + index));
     case DType::kInt32: return __int2float_rn(__ldg(static_cast<const int*>(data) + index));
     default: return 0.f;
   }

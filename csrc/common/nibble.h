@@ -15,11 +15,15 @@ namespace qutlass {
 constexpr int kInt4Block = 32;       // values in a block
 constexpr int kInt4BlockBytes = 16;  // bytes in a block
 
-constexpr int64_t int4_byte(int64_t k) { return k / kInt4Block * kInt4BlockBytes + k % kInt4BlockBytes; }
+constexpr int64_t int4_byte(int64_t k) {
+  return k / kInt4Block * kInt4BlockBytes + k % kInt4BlockBytes;
+}
 constexpr bool int4_is_high(int64_t k) { return k % kInt4Block >= kInt4BlockBytes; }
 
 constexpr int8_t int4_low(uint8_t byte) { return static_cast<int8_t>(((byte & 0xF) ^ 8) - 8); }
-constexpr int8_t int4_high(uint8_t byte) { return static_cast<int8_t>((((byte >> 4) & 0xF) ^ 8) - 8); }
+constexpr int8_t int4_high(uint8_t byte) {
+  return static_cast<int8_t>((((byte >> 4) & 0xF) ^ 8) - 8);
+}
 constexpr uint8_t int4_pair(int low, int high) {
   return static_cast<uint8_t>((low & 0xF) | ((high & 0xF) << 4));
 }

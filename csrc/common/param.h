@@ -5,7 +5,17 @@
 
 namespace qutlass {
 
-enum class DType : int { kNone = 0, kFloat32, kBFloat16, kFloat16, kInt8, kUInt8, kInt16, kInt32, kInt64 };
+enum class DType : int {
+  kNone = 0,
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt8,
+  kUInt8,
+  kInt16,
+  kInt32,
+  kInt64
+};
 
 constexpr int size_of(DType t) {
   switch (t) {

@@ -5,8 +5,8 @@
 //
 // with the contract's arithmetic, each step rounded to nearest even and never contracted:
 //   t = float(acc - a_zero * Σ(b - b_zero)) * b_scale;  t = t * a_scale;  t = t + bias;  bf16(t)
-// Vectors of the tile are fetched once a block into shared memory before the mainloop, so that their
-// latency is hidden and every dtype and broadcast form costs the same.
+// Vectors of the tile are fetched once a block into shared memory before the mainloop, so that
+// their latency is hidden and every dtype and broadcast form costs the same.
 #pragma once
 
 #include <climits>
@@ -58,7 +58,8 @@ struct NodeBase {
   using Arguments = EpilogueParams;
   using Params = EpilogueParams;
   template <class ProblemShape>
-  static constexpr Params to_underlying_arguments(ProblemShape const&, Arguments const& args, void*) {
+  static constexpr Params to_underlying_arguments(ProblemShape const&, Arguments const& args,
+                                                  void*) {
     return args;
   }
   template <class ProblemShape>
@@ -95,8 +96,8 @@ struct DequantizeNode : NodeBase {
         Accumulator x = acc[e];
         if (p.has_a_zero) x -= zero * v->column_term[column + e];
         if constexpr (cutlass::platform::is_same<Accumulator, int>::value) {
-          // K is limited so that a sum reaches 2^31, one beyond int32, only where every value is the
-          // most negative one; -2^31 is out of reach, so here it is that sum, wrapped.
+          // K is limited so that a sum reaches 2^31, one beyond int32, only where every value is
+          // the most negative one; -2^31 is out of reach, so here it is that sum, wrapped.
           t[e] = x == INT_MIN ? 2147483648.f : __int2float_rn(x);
         } else {
           t[e] = x;
@@ -136,7 +137,7 @@ struct StoreBf16Node : NodeBase {
     TilePosition<ThreadMap> position;
     cutlass::bfloat16_t* out;  // of the tile
     int64_t ld;
-    int rows, columns;         // that exist from the tile on
+    int rows, columns;  // that exist from the tile on
     bool aligned;
     __device__ Callbacks(EpilogueParams const& p, cutlass::gemm::GemmCoord tile, int thread)
         : position(thread), ld(p.columns) {
@@ -207,20 +208,22 @@ struct EpilogueFor {
     return wide >= 8 ? 8 : wide;
   }();
   static_assert(kElementsPerAccess >= 2, "more threads than the tile's rows can use");
-  // The output type only picks the layout in shared memory: CUTLASS has a conflict-free one for eight
-  // 16-bit values and the plain one for 32-bit values. What is stored is StoreBf16Node's business.
+  // The output type only picks the layout in shared memory: CUTLASS has a conflict-free one for
+  // eight 16-bit values and the plain one for 32-bit values. What is stored is StoreBf16Node's
+  // business.
   using LayoutType = cutlass::platform::conditional_t<kElementsPerAccess == 8, cutlass::half_t,
                                                       typename Mainloop::ElementC>;
-  using OutputOp = cutlass::epilogue::thread::LinearCombination<
-      LayoutType, kElementsPerAccess, typename Mainloop::ElementC, float>;
+  using OutputOp = cutlass::epilogue::thread::LinearCombination<LayoutType, kElementsPerAccess,
+                                                                typename Mainloop::ElementC, float>;
   using DefaultFor = cutlass::epilogue::threadblock::DefaultEpilogueTensorOp<
       Shape, WarpOperator<Mainloop>, Mainloop::WarpCount::kK, OutputOp, kElementsPerAccess>;
   using Default = typename DefaultFor::Epilogue;
   using ThreadMap = typename DefaultFor::OutputTileThreadMap;
   using Tree = cutlass::epilogue::threadblock::Sm80EVT<
       StoreBf16Node<ThreadMap, Shape>,
-      cutlass::epilogue::threadblock::Sm80EVT<DequantizeNode<ThreadMap, Shape, typename Mainloop::ElementC>,
-                                              cutlass::epilogue::threadblock::VisitorAccFetch>>;
+      cutlass::epilogue::threadblock::Sm80EVT<
+          DequantizeNode<ThreadMap, Shape, typename Mainloop::ElementC>,
+          cutlass::epilogue::threadblock::VisitorAccFetch>>;
   using Epilogue =
       cutlass::epilogue::threadblock::EpilogueWithVisitorCallbacks<Default, Tree, /*Stages=*/1>;
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A CUTLASS 2.x GemmUniversal kernel: threadblock swizzle, mainloop, visitor epilogue, launched by
-// device::GemmUniversalBase. What it adds to CUTLASS's own kernels: the vectors of a tile are fetched
-// before the mainloop, and split k is reduced in the same launch, exactly and in a fixed order.
+// device::GemmUniversalBase. What it adds to CUTLASS's own kernels: the vectors of a tile are
+// fetched before the mainloop, and split k is reduced in the same launch, exactly and in a fixed
+// order.
 #pragma once
 
 #include <cstdlib>
@@ -24,7 +25,8 @@ class QuantizedGemm {
   using EpilogueFor = threadblock::EpilogueFor<Mma>;
   using Epilogue = typename EpilogueFor::Epilogue;
   using Vectors = threadblock::TileVectors<Shape::kM, Shape::kN, typename Mma::ElementC>;
-  // Blocks that run together cover 8 columns of tiles, so that they share tiles of both operands in L2.
+  // Blocks that run together cover 8 columns of tiles, so that they share tiles of both operands in
+  // L2.
   using ThreadblockSwizzle = cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>;
 
   // Names GemmUniversalBase asks for.
@@ -55,8 +57,8 @@ class QuantizedGemm {
     uint64_t ticket = 0;  // never the same twice, never 0
   };
 
-  // The scratch memory of a split: for each tile and each part but the last, one flag and the part's
-  // accumulators.
+  // The scratch memory of a split: for each tile and each part but the last, one flag and the
+  // part's accumulators.
   struct Params {
     GemmArguments gemm;
     GemmCoord grid_tiled_shape;
@@ -90,7 +92,8 @@ class QuantizedGemm {
       group.multiplier = g.b_multiplier;
       group.group_size = static_cast<int>(g.group_size);
       group.groups = static_cast<int>(g.groups());
-      while (group.groups > 1 && int64_t{1} << group.group_shift > group.group_size) --group.group_shift;
+      while (group.groups > 1 && int64_t{1} << group.group_shift > group.group_size)
+        --group.group_shift;
 
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);
@@ -160,15 +163,11 @@ class QuantizedGemm {
     p.vectors = &shared.vectors;
     const typename EpilogueFor::Tree::Params tree = EpilogueFor::params(p);
     Epilogue epilogue(tree, shared.epilogue, thread, warp, lane);
-    epilogue(accumulators, tile,
-             cute::Shape<int32_t, int32_t, int32_t>{epilogue_rows(params), epilogue_columns(params), 1},
-             thread);
+    const cute::Shape<int32_t, int32_t, int32_t> shape{p.rows, p.columns, 1};
+    epilogue(accumulators, tile, shape, thread);
   }
 
  private:
-  __device__ static int epilogue_rows(Params const& p) { return p.epilogue.rows; }
-  __device__ static int epilogue_columns(Params const& p) { return p.epilogue.columns; }
-
   __device__ static void load_vectors(Params const& params, Vectors& v, int row0, int column0,
                                       int thread) {
     const GemmArguments& g = params.gemm;
@@ -183,8 +182,10 @@ class QuantizedGemm {
     for (int i = thread; i < Shape::kM; i += kThreadCount) {
       const int64_t m = min(row0 + i, static_cast<int>(g.M) - 1);
       v.a_sum[i] = 0;
-      if (g.a_scale.present()) v.a_scale[i] = load_float(g.a_scale.data, g.a_scale.dtype, m * g.a_scale.stride);
-      if (g.a_zero.present()) v.a_zero[i] = load_int(g.a_zero.data, g.a_zero.dtype, m * g.a_zero.stride);
+      if (g.a_scale.present())
+        v.a_scale[i] = load_float(g.a_scale.data, g.a_scale.dtype, m * g.a_scale.stride);
+      if (g.a_zero.present())
+        v.a_zero[i] = load_int(g.a_zero.data, g.a_zero.dtype, m * g.a_zero.stride);
     }
   }
 
@@ -193,7 +194,8 @@ class QuantizedGemm {
   __device__ static typename Vectors::Term column_term(GemmArguments const& g, int64_t n) {
     const auto* sums = static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride;
     const auto zero = [&](int i) {
-      return g.b_zero.present() ? load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride + i) : 0;
+      return g.b_zero.present() ? load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride + i)
+                                : 0;
     };
     if constexpr (Mma::kGroups) {
       const int groups = static_cast<int>(g.groups());
@@ -223,11 +225,12 @@ class QuantizedGemm {
     }
   }
 
-  // Parts 0 .. split_k-2 leave their sums in scratch memory and raise a flag; the last part waits for
-  // them and adds them in order, so the result does not depend on who came first. Blocks start in the
-  // order of their index, so those waited for are running or done. The flag is a ticket no other
-  // launch has, so scratch memory needs no clearing; it is taken down again, so a replay of the same
-  // launch in a CUDA graph starts clean. Returns whether this block goes on to the epilogue.
+  // Parts 0 .. split_k-2 leave their sums in scratch memory and raise a flag; the last part waits
+  // for them and adds them in order, so the result does not depend on who came first. Blocks start
+  // in the order of their index, so those waited for are running or done. The flag is a ticket no
+  // other launch has, so scratch memory needs no clearing; it is taken down again, so a replay of
+  // the same launch in a CUDA graph starts clean. Returns whether this block goes on to the
+  // epilogue.
   __device__ static bool reduce(Params const& params, SharedStorage& shared, GemmCoord tile,
                                 typename Mma::FragmentC& accumulators, int thread) {
     constexpr int kVectors = Mma::FragmentC::kElements / 4;
@@ -236,7 +239,8 @@ class QuantizedGemm {
         (static_cast<size_t>(tile.m()) * params.grid_tiled_shape.n() + tile.n()) * others;
     auto* own = reinterpret_cast<int4*>(&accumulators);
     if (tile.k() < others) {
-      auto* partial = reinterpret_cast<int4*>(params.partials + (first + tile.k()) * Params::kPartialBytes);
+      auto* partial =
+          reinterpret_cast<int4*>(params.partials + (first + tile.k()) * Params::kPartialBytes);
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) partial[i * kThreadCount + thread] = own[i];
       uint64_t flag = params.ticket;
@@ -244,7 +248,8 @@ class QuantizedGemm {
         // A part that met a bad column says so with the flag.
         __syncthreads();  // poison
         bool bad = false;
-        for (int i = thread; i < Shape::kN; i += kThreadCount) bad |= isnan(shared.vectors.b_scale[i]);
+        for (int i = thread; i < Shape::kN; i += kThreadCount)
+          bad |= isnan(shared.vectors.b_scale[i]);
         if (__syncthreads_or(bad)) flag = ~flag;
       }
       __threadfence();
@@ -276,8 +281,10 @@ class QuantizedGemm {
         const int values[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          if constexpr (Mma::kFold) accumulators[i * 4 + e] += __int_as_float(values[e]);
-          else accumulators[i * 4 + e] += values[e];
+          if constexpr (Mma::kFold)
+            accumulators[i * 4 + e] += __int_as_float(values[e]);
+          else
+            accumulators[i * 4 + e] += values[e];
         }
       }
     }

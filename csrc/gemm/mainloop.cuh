@@ -13,9 +13,10 @@
 //   byte:  0 1 2 3 | 4 5 6 7 | ...           low nibbles  k = 4t .. 4t+3       -> fragment b0
 //   word:    t=0   |   t=1   | ...           high nibbles k = 16+4t .. 16+4t+3 -> fragment b1
 //
-// which is the k order of mma.m16n8k32.s8 itself. mma.m16n8k16.bf16 wants k = 2t, 2t+1, 8+2t, 9+2t in
-// lane t, which are bytes 2t, 2t+1, 8+2t, 9+2t: two 32-bit loads and a byte permutation make that word,
-// whose low nibbles are one instruction's fragment and whose high nibbles the next one's.
+// which is the k order of mma.m16n8k32.s8 itself. mma.m16n8k16.bf16 wants k = 2t, 2t+1, 8+2t, 9+2t
+// in lane t, which are bytes 2t, 2t+1, 8+2t, 9+2t: two 32-bit loads and a byte permutation make
+// that word, whose low nibbles are one instruction's fragment and whose high nibbles the next
+// one's.
 #pragma once
 
 #include "common/load_param.cuh"
@@ -57,16 +58,17 @@ class TileLoader {
   static_assert(kThreads % Tile::kChunks == 0, "each thread stays in one column of chunks");
   static_assert(kRowStep % 8 == 0, "each thread stays at one chunk position");
 
-  const char* pointer_;      // this thread's chunk of its first row, at the current k
-  int step_;                 // bytes from one access to the next
+  const char* pointer_;  // this thread's chunk of its first row, at the current k
+  int step_;  // bytes from one access to the next
   uint32_t valid_rows_ = 0;  // bit i: row of access i exists
-  uint32_t shared_;          // offset of the first access in a stage
-  bool idle_;                // the tile has fewer chunks than the block has threads
-  int k_left_;               // bytes of k from this chunk to the end
+  uint32_t shared_;  // offset of the first access in a stage
+  bool idle_;  // the tile has fewer chunks than the block has threads
+  int k_left_;  // bytes of k from this chunk to the end
 
  public:
   // base: first row of the tile, rows: how many exist from it on, [k_begin, k_end) in bytes.
-  __device__ TileLoader(const char* base, int64_t ld, int rows, int k_begin, int k_end, int thread) {
+  __device__ TileLoader(const char* base, int64_t ld, int rows, int k_begin, int k_end,
+                        int thread) {
     const int chunk = thread % Tile::kChunks;
     const int row0 = thread / Tile::kChunks;
     pointer_ = base + row0 * ld + k_begin + chunk * 16;
@@ -98,14 +100,14 @@ class TileLoader {
 
 // What the quantized operand carries besides its bytes, in the form the mainloop reads.
 struct GroupParams {
-  const void* b_scale = nullptr;          // kW4A8Group, kW4A16: [N, G]
-  const void* b_zero = nullptr;           // [N, G] for the grouped products, else a row
-  const uint8_t* multiplier = nullptr;    // kW4A8Multiplier: [N, G]
+  const void* b_scale = nullptr;  // kW4A8Group, kW4A16: [N, G]
+  const void* b_zero = nullptr;  // [N, G] for the grouped products, else a row
+  const uint8_t* multiplier = nullptr;  // kW4A8Multiplier: [N, G]
   DType b_scale_dtype = DType::kNone;
   DType b_zero_dtype = DType::kNone;
-  int b_zero_stride = 0;                  // not grouped: from one n to the next
-  int group_shift = 31;                   // k >> group_shift is k's group
-  int group_size = 0;              // k
+  int b_zero_stride = 0;  // not grouped: from one n to the next
+  int group_shift = 31;  // k >> group_shift is k's group
+  int group_size = 0;  // k
   int groups = 1;
 };
 
@@ -129,8 +131,8 @@ class Mainloop {
   // Weights enter the mma as 16 * q, one AND away from the packed word.
   static constexpr bool kTimes16 = kOp == GemmOp::kW4A8 || kOp == GemmOp::kW4A8Group;
 
-  using Partial = cutlass::platform::conditional_t<kBf16, float, int>;    // what mma accumulates
-  using ElementC = cutlass::platform::conditional_t<kFold, float, int>;   // what leaves the mainloop
+  using Partial = cutlass::platform::conditional_t<kBf16, float, int>;  // what mma accumulates
+  using ElementC = cutlass::platform::conditional_t<kFold, float, int>;  // what leaves the mainloop
   using InstructionShape = cutlass::gemm::GemmShape<16, 8, kS4 ? 64 : kBf16 ? 16 : 32>;
 
   // A step is the k of one B fragment load: 32 (64 for int4 x int4); bf16 runs two mma over it.
@@ -142,10 +144,10 @@ class Mainloop {
   static constexpr int kNTiles = WarpShape::kN / 8;
   static constexpr bool kWideB = kOp == GemmOp::kW8A8 || kS4;  // 32 bytes of B a step, else 16
   static constexpr int kBLoads = kWideB ? kNTiles / 2 : kNTiles / 4;  // ldmatrix.x4 a step
-  // Fractional zero points (kW4A16). What is left of them beside an integer would round the weights;
-  // where the tile is low enough to have the registers, it goes on the sums instead, times the row sum
-  // of a, which one more mma with ones gives. Low tiles are also those whose few outputs do not average
-  // the weights' rounding away.
+  // Fractional zero points (kW4A16). What is left of them beside an integer would round the
+  // weights; where the tile is low enough to have the registers, it goes on the sums instead, times
+  // the row sum of a, which one more mma with ones gives. Low tiles are also those whose few
+  // outputs do not average the weights' rounding away.
   static constexpr bool kExactRest = kBf16 && kMTiles <= 2;
   // Row sums of a are shared out over the warps that read the same rows.
   static constexpr int kSumTiles = (kMTiles + WarpCount::kN - 1) / WarpCount::kN;
@@ -159,10 +161,10 @@ class Mainloop {
   using TileB = SharedTile<Shape::kN, Shape::kK * b_bits(kOp) / 8>;
 
   // Group scales (multipliers) and zero points travel through shared memory too. Theirs are [N, G]
-  // arrays of which a tile needs a narrow column, so a block of kGroupBlock groups is fetched at once,
-  // as 32-bit words whatever the dtype, when the first tile that needs it is: [block][column][word],
-  // a word of padding a column against bank conflicts. kGroupBlocks of them cover the tiles in flight
-  // even with the smallest group, 32.
+  // arrays of which a tile needs a narrow column, so a block of kGroupBlock groups is fetched at
+  // once, as 32-bit words whatever the dtype, when the first tile that needs it is:
+  // [block][column][word], a word of padding a column against bank conflicts. kGroupBlocks of them
+  // cover the tiles in flight even with the smallest group, 32.
   static constexpr bool kGroups = kFold || kMultiplier;
   static constexpr int kGroupBlock = group_block_of(Shape::kK);
   static constexpr int kGroupBlocks = group_blocks_of(Shape::kK, kStages);
@@ -184,28 +186,28 @@ class Mainloop {
 
  private:
   // 1.5 * 2^23 as an integer: int32 sums that start here are, read as float32, 1.5 * 2^23 + sum as
-  // long as |sum| < 2^22, so that one float subtraction converts them. A group's 16 * sum is at most
-  // 128 * 16 * 8 * 128 = 2^21.
+  // long as |sum| < 2^22, so that one float subtraction converts them. A group's 16 * sum is at
+  // most 128 * 16 * 8 * 128 = 2^21.
   static constexpr int kMagicBits = 0x4B400000;
   static constexpr float kMagic = 12582912.f;
 
   uint32_t shared_a_, shared_b_;  // stage 0
-  uint32_t lane_a_, lane_b_;      // this lane's offset in a stage at step 0
+  uint32_t lane_a_, lane_b_;  // this lane's offset in a stage at step 0
   int lane_;
   int warp_m_, warp_n_, warp_k_;
 
   TileLoader<TileA, kThreads> loader_a_;
   TileLoader<TileB, kThreads> loader_b_;
-  int tiles_;         // k tiles of this block
-  int loaded_ = 0;    // k tiles asked for
+  int tiles_;  // k tiles of this block
+  int loaded_ = 0;  // k tiles asked for
   int load_stage_ = 0;
   int loaded_blocks_ = 0;  // blocks of groups asked for
 
   const GroupParams& group_;
   SharedStorage& shared_;
   int column_begin_;  // first column of this block
-  int columns_;       // columns of the whole matrix
-  int k_begin_;       // first k of this block
+  int columns_;  // columns of the whole matrix
+  int k_begin_;  // first k of this block
 
  public:
   __device__ Mainloop(SharedStorage& shared, const char* a, int64_t lda, const char* b, int64_t ldb,
@@ -215,8 +217,8 @@ class Mainloop {
         shared_b_(shared_address(shared.b)),
         lane_(lane),
         loader_a_(a, lda, rows, k_begin * a_bits(kOp) / 8, k_end * a_bits(kOp) / 8, thread),
-        loader_b_(b, ldb, columns - column_begin, k_begin * b_bits(kOp) / 8, k_end * b_bits(kOp) / 8,
-                  thread),
+        loader_b_(b, ldb, columns - column_begin, k_begin * b_bits(kOp) / 8,
+                  k_end * b_bits(kOp) / 8, thread),
         tiles_((k_end - k_begin + Shape::kK - 1) / Shape::kK),
         group_(group),
         shared_(shared),
@@ -253,7 +255,8 @@ class Mainloop {
     for (int i = 0; i < kStages - 1; ++i) load_tile();
   }
 
-  // a_sum: shared memory, zeros, one a row of the threadblock tile; row sums of a are collected there.
+  // a_sum: shared memory, zeros, one a row of the threadblock tile; row sums of a are collected
+  // there.
   __device__ __forceinline__ void operator()(FragmentC& accumulators, int* a_sum) {
     if constexpr (kOp == GemmOp::kW4A16) {
       // Integer zero points leave an integer to subtract, see begin_group.
@@ -316,8 +319,8 @@ class Mainloop {
     }
   }
 
-  // Reads this warp's share of the rows once more, which is cheaper than having every warp add all its
-  // fragments: one ldmatrix beside dozens of mma.
+  // Reads this warp's share of the rows once more, which is cheaper than having every warp add all
+  // its fragments: one ldmatrix beside dozens of mma.
   __device__ __forceinline__ void sum_rows(int (&sum)[kSumTiles][2], int stage, int substep) const {
     const uint32_t base =
         shared_a_ + stage * TileA::kBytes + (lane_a_ ^ static_cast<uint32_t>(substep * 32));
@@ -340,7 +343,8 @@ class Mainloop {
   }
 
   // The words of rows n of an [N, G] array with groups [g0, g0 + kGroupBlock), to `shared`.
-  __device__ __forceinline__ void copy_groups(uint32_t shared, const void* array, int size, int g0) const {
+  __device__ __forceinline__ void copy_groups(uint32_t shared, const void* array, int size,
+                                              int g0) const {
     constexpr int kWords = Shape::kN * kGroupBlock;
     static_assert(kWords % kThreads == 0 && kThreads % kGroupBlock == 0);
     const int w = static_cast<int>(threadIdx.x) % kGroupBlock;
@@ -386,23 +390,26 @@ class Mainloop {
     const int g0 = first + loaded_blocks_ * kGroupBlock;
     const int to = loaded_blocks_ % kGroupBlocks;
     if constexpr (kFold) {
-      copy_groups(shared_address(shared_.scale[to]), group_.b_scale, size_of(group_.b_scale_dtype), g0);
+      copy_groups(shared_address(shared_.scale[to]), group_.b_scale, size_of(group_.b_scale_dtype),
+                  g0);
     } else {
       copy_groups(shared_address(shared_.scale[to]), group_.multiplier, 1, g0);
     }
     if (group_.b_zero) {
-      copy_groups(shared_address(shared_.zero[to]), group_.b_zero, size_of(group_.b_zero_dtype), g0);
+      copy_groups(shared_address(shared_.zero[to]), group_.b_zero, size_of(group_.b_zero_dtype),
+                  g0);
     }
     ++loaded_blocks_;
   }
 
-  // Element (column, g) of an array that was copied by copy_groups: its word, and the bits before it.
+  // Element (column, g) of an array that was copied by copy_groups: its word, and the bits before
+  // it.
   struct WordOf {
     uint32_t word;
     int bit;
   };
-  __device__ __forceinline__ WordOf word_of(const uint32_t* block, const void* array, int size, int column,
-                                            int g0, int g) const {
+  __device__ __forceinline__ WordOf word_of(const uint32_t* block, const void* array, int size,
+                                            int column, int g0, int g) const {
     const uint32_t* words = block + column * kColumnWords;
     if (size == 4) return {words[g - g0], 0};
     const int base = static_cast<int>(reinterpret_cast<uintptr_t>(array)) & 3;
@@ -418,10 +425,12 @@ class Mainloop {
   }
   template <DType kType>
   __device__ __forceinline__ static float float_in(uint32_t word, int bit) {
-    if constexpr (kType == DType::kBFloat16) return __uint_as_float(word >> bit << 16);
+    if constexpr (kType == DType::kBFloat16)
+      return __uint_as_float(word >> bit << 16);
     else if constexpr (kType == DType::kFloat16)
       return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> bit)));
-    else return __uint_as_float(word);
+    else
+      return __uint_as_float(word);
   }
 
   // What unpacking needs of a group, for this thread's columns of the B fragments: kW4A16 the pairs
@@ -456,7 +465,8 @@ class Mainloop {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int column = warp_column() + j * 8 + lane_ % 4 * 2 + c;
-        const WordOf x = word_of(shared_.scale[at.slot], group_.b_scale, size_of(kType), column, at.g0, at.g);
+        const WordOf x =
+            word_of(shared_.scale[at.slot], group_.b_scale, size_of(kType), column, at.g0, at.g);
         scales[j][c] = float_in<kType>(x.word, x.bit);
         // Without zero points the sums hold 16 * q.
         if constexpr (kOp == GemmOp::kW4A8Group && !kZeros) scales[j][c] *= 0.0625f;
@@ -567,11 +577,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   uint32_t b_raw[2][kBLoads][4];
   uint32_t b[kNTiles][2];
   int own_sum[kSumTiles][2];
-  [[maybe_unused]] float a_sum_of_group[kExactRest ? kMTiles : 1][4];  // every column is the row sum
+  [[maybe_unused]] float a_sum_of_group[kExactRest ? kMTiles : 1]
+                                       [4];  // every column is the row sum
 
   const Partial start = [] {
-    if constexpr (kOp == GemmOp::kW4A8Group) return Partial(kMagicBits);
-    else return Partial(0);
+    if constexpr (kOp == GemmOp::kW4A8Group)
+      return Partial(kMagicBits);
+    else
+      return Partial(0);
   }();
 #pragma unroll
   for (int j = 0; j < kNTiles; ++j)
@@ -620,8 +633,10 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
             float p;
             if constexpr (kZeros && kExactRest) {
               p = fmaf(-rests[j][r % 2], a_sum_of_group[i][r], partial[j][i][r]);
-            } else if constexpr (kBf16) p = partial[j][i][r];
-            else p = __int_as_float(partial[j][i][r]) - kMagic;
+            } else if constexpr (kBf16)
+              p = partial[j][i][r];
+            else
+              p = __int_as_float(partial[j][i][r]) - kMagic;
             total[j][i][r] = fmaf(p, scales[j][r % 2], total[j][i][r]);
             partial[j][i][r] = start;
           }
@@ -665,7 +680,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       if (s == 0) load_tile();
 
       // Fragments of B.
-      uint32_t(&raw)[kBLoads][4] = b_raw[step % 2];
+      uint32_t (&raw)[kBLoads][4] = b_raw[step % 2];
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
         if constexpr (kWideB) {
@@ -699,16 +714,19 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         }
       }
 
-      uint32_t(&fa)[kMTiles][4] = a[s % 2];
+      uint32_t (&fa)[kMTiles][4] = a[s % 2];
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i) {
           // Serpentine over m, so that consecutive instructions share a register operand.
           const int m = j % 2 ? kMTiles - 1 - i : i;
-          if constexpr (kBf16) mma_bf16(partial[j][m], fa[m], b[j]);
-          else if constexpr (kS4) mma_s4(partial[j][m], fa[m], b[j]);
-          else mma_s8(partial[j][m], fa[m], b[j]);
+          if constexpr (kBf16)
+            mma_bf16(partial[j][m], fa[m], b[j]);
+          else if constexpr (kS4)
+            mma_s4(partial[j][m], fa[m], b[j]);
+          else
+            mma_s8(partial[j][m], fa[m], b[j]);
         }
       if constexpr (kZeros && kExactRest) {
         const uint32_t ones[2] = {0x3F803F80u, 0x3F803F80u};
@@ -797,8 +815,10 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     for (int i = 0; i < kMTiles; ++i)
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        if constexpr (kFold) accumulators[(j * kMTiles + i) * 4 + r] = total[j][i][r];
-        else accumulators[(j * kMTiles + i) * 4 + r] = partial[j][i][r];
+        if constexpr (kFold)
+          accumulators[(j * kMTiles + i) * 4 + r] = total[j][i][r];
+        else
+          accumulators[(j * kMTiles + i) * 4 + r] = partial[j][i][r];
       }
 
   copy_async_wait<0>();

@@ -8,7 +8,8 @@
 namespace qutlass::device {
 
 // D(16x8) += A(16x32 s8, row) * B(32x8 s8, col)
-__device__ __forceinline__ void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_s8(int (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};\n"
@@ -17,7 +18,8 @@ __device__ __forceinline__ void mma_s8(int (&d)[4], const uint32_t (&a)[4], cons
 }
 
 // D(16x8) += A(16x64 s4, row) * B(64x8 s4, col)
-__device__ __forceinline__ void mma_s4(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_s4(int (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};\n"
@@ -26,7 +28,8 @@ __device__ __forceinline__ void mma_s4(int (&d)[4], const uint32_t (&a)[4], cons
 }
 
 // D(16x8) += A(16x16 bf16, row) * B(16x8 bf16, col)
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};\n"
@@ -52,8 +55,8 @@ __device__ __forceinline__ void store_shared_32(uint32_t address, uint32_t x) {
 
 // 16 bytes to shared memory, zeros where `valid` is false (nothing is read then).
 __device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
-               "r"(valid ? 16 : 0));
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
+               "l"(global), "r"(valid ? 16 : 0));
 }
 // 4 bytes likewise.
 __device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, bool valid) {

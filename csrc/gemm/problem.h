@@ -44,14 +44,14 @@ struct GemmArguments {
   int64_t lda = 0;              // bytes from one row of a to the next
   const void* b = nullptr;      // [N, K] int8 or [N, K/2] packed int4, contiguous
   Param a_scale;                // per row of a (stride 1 or 0); absent for kW4A16
-  Param b_scale;                // per row of b; kW4A8Group and kW4A16: stride G, groups contiguous
-  Param a_zero;                 // int8 or int32, like a_scale
-  Param b_zero;                 // int8 or int32 like b_scale; kW4A16: also float32 or bfloat16;
-                                // kW4A8Multiplier: int8 [N, G]
-  Param b_sum;                  // int32: row sums of b, [N]; [N, G] for kW4A8Group/kW4A8Multiplier
-  Param bias;                   // [N] (stride 1), float32, bfloat16 or float16
+  Param b_scale;  // per row of b; kW4A8Group and kW4A16: stride G, groups contiguous
+  Param a_zero;  // int8 or int32, like a_scale
+  Param b_zero;  // int8 or int32 like b_scale; kW4A16: also float32 or bfloat16;
+                 // kW4A8Multiplier: int8 [N, G]
+  Param b_sum;  // int32: row sums of b, [N]; [N, G] for kW4A8Group/kW4A8Multiplier
+  Param bias;  // [N] (stride 1), float32, bfloat16 or float16
   const uint8_t* b_multiplier = nullptr;  // [N, G], kW4A8Multiplier only
-  void* out = nullptr;          // bfloat16 [M, N], contiguous
+  void* out = nullptr;  // bfloat16 [M, N], contiguous
 
   constexpr int64_t groups() const { return group_size ? K / group_size : 0; }
 };

@@ -55,9 +55,9 @@ Status gemm_launch(const GemmArguments& args, const GemmConfig& config, const De
   if (args.M > INT_MAX || args.N > INT_MAX || args.K > INT_MAX) {
     return Status::invalid("M, N and K must fit in 32 bits");
   }
-  // The kernels step over up to 64 rows at once with 32-bit offsets.
-  if (args.lda > INT_MAX / 64 || args.K > INT_MAX / 64) {
-    return Status::unsupported("rows are more than 32 MiB apart");
+  // Within a tile of up to 256 rows the kernels count bytes in 32 bits.
+  if (args.lda > INT_MAX / 256 || args.K > INT_MAX / 256) {
+    return Status::unsupported("rows of a are more than 8 MiB apart, or K is more than 8388607");
   }
   const GemmProblem problem{args.op, args.M, args.N, args.K, args.group_size};
   if (!gemm_config_legal(problem, config, device)) {

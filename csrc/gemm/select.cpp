@@ -12,9 +12,9 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct DeviceModel {
-  double clock;         // Hz under load
-  double int8_ops;      // multiply-adds x 2 a clock and multiprocessor, mma.sync s8
-  double bandwidth;     // device memory, bytes/s
+  double clock;  // Hz under load
+  double int8_ops;  // multiply-adds x 2 a clock and multiprocessor, mma.sync s8
+  double bandwidth;  // device memory, bytes/s
   double l2_bandwidth;  // bytes/s
 };
 
@@ -22,18 +22,22 @@ struct DeviceModel {
 // mma.sync reaches there.
 DeviceModel model_of(const DeviceInfo& d) {
   DeviceModel m{};
-  if (d.sm >= 90) m = {1.7e9, 5600, 4.2e12, 0};
-  else if (d.sm == 80) m = {1.3e9, 4096, 1.5e12, 0};
-  else m = {1.6e9, 2048, 0.7e12, 0};
+  if (d.sm >= 90)
+    m = {1.7e9, 5600, 4.2e12, 0};
+  else if (d.sm == 80)
+    m = {1.3e9, 4096, 1.5e12, 0};
+  else
+    m = {1.6e9, 2048, 0.7e12, 0};
   if (d.bandwidth > 0) m.bandwidth = d.bandwidth * 0.87;  // what copies reach of the pin rate
-  m.l2_bandwidth = d.sm_count * 64.0 * m.clock * 0.6;     // 64 bytes a clock and multiprocessor
+  m.l2_bandwidth = d.sm_count * 64.0 * m.clock * 0.6;  // 64 bytes a clock and multiprocessor
   return m;
 }
 
 double op_rate(GemmOp op, const DeviceInfo& d, const DeviceModel& m) {
   switch (op) {
     case GemmOp::kW4A4: return d.native_int4() ? 2 * m.int8_ops : m.int8_ops / 18;
-    // sm_86 runs bf16 with float32 accumulation at a quarter of the int8 rate (GeForce), others half
+    // sm_86 runs bf16 with float32 accumulation at a quarter of the int8 rate (GeForce), others
+    // half
     case GemmOp::kW4A16: return d.sm == 86 || d.sm == 89 ? m.int8_ops / 4 : m.int8_ops / 2;
     default: return m.int8_ops;
   }
@@ -50,7 +54,8 @@ int registers_of(const GemmTile& t) {
 int blocks_per_sm(const GemmTile& t, const DeviceInfo& d) {
   const int by_smem = d.smem_per_sm / (t.smem_bytes + 1024);
   const int by_registers = 65536 / (ceil_div(registers_of(t), 8) * 8 * t.threads);
-  return std::max(1, std::min({by_smem, by_registers, (d.sm == 80 || d.sm >= 90 ? 64 : 48) * 32 / t.threads}));
+  return std::max(
+      1, std::min({by_smem, by_registers, (d.sm == 80 || d.sm >= 90 ? 64 : 48) * 32 / t.threads}));
 }
 
 double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceInfo& d) {
@@ -59,7 +64,7 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   const int64_t tiles = ceil_div(p.M, t.m) * ceil_div(p.N, t.n);
   const int64_t blocks = tiles * split_k;
   const int resident = blocks_per_sm(t, d);
-  const int64_t busiest = ceil_div(blocks, d.sm_count);        // blocks the busiest multiprocessor runs
+  const int64_t busiest = ceil_div(blocks, d.sm_count);  // blocks the busiest multiprocessor runs
   const int64_t together = std::min<int64_t>(busiest, resident);
   const double k = static_cast<double>(ceil_div(ceil_div(p.K, split_k), t.k)) * t.k;
 
@@ -87,7 +92,8 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
 
   const double epilogue = (600.0 + t.m * t.n / 24.0) * rounds / m.clock;
   // Partial sums go out and come back through L2, one part after the other.
-  const double split = split_k > 1 ? 0.8e-6 + (split_k - 1) * (8.0 * t.m * t.n / 64.0 / m.clock + 0.2e-6) : 0;
+  const double split =
+      split_k > 1 ? 0.8e-6 + (split_k - 1) * (8.0 * t.m * t.n / 64.0 / m.clock + 0.2e-6) : 0;
   return std::max(block_time, memory) + 0.15 * std::min(block_time, memory) + epilogue + split;
 }
 

@@ -16,10 +16,19 @@ constexpr const char* instruction_of(GemmOp op) {
   }
 }
 
-#define QUTLASS_TILE(OP, M, N, K, WM, WN, WK, STAGES)                    \
-  {GemmOp::OP, nullptr, M, N, K, WM, WN, WK, STAGES,                     \
-   threads_of(M, N, K, WM, WN, WK),                                      \
-   smem_bytes_of(GemmOp::OP, M, N, K, WM, WN, WK, STAGES), instruction_of(GemmOp::OP)},
+#define QUTLASS_TILE(OP, M, N, K, WM, WN, WK, STAGES)      \
+  {GemmOp::OP,                                             \
+   nullptr,                                                \
+   M,                                                      \
+   N,                                                      \
+   K,                                                      \
+   WM,                                                     \
+   WN,                                                     \
+   WK,                                                     \
+   STAGES,                                                 \
+   threads_of(M, N, K, WM, WN, WK),                        \
+   smem_bytes_of(GemmOp::OP, M, N, K, WM, WN, WK, STAGES), \
+   instruction_of(GemmOp::OP)},
 constexpr GemmTile kTiles[] = {
 #include "gemm/tiles.inc"
 };

@@ -13,7 +13,8 @@ template <typename Kernel>
 struct TileRunner {
   using Gemm = cutlass::gemm::device::GemmUniversalBase<Kernel>;
 
-  static typename Kernel::Arguments arguments(const GemmArguments& g, int split_k, uint64_t ticket) {
+  static typename Kernel::Arguments arguments(const GemmArguments& g, int split_k,
+                                              uint64_t ticket) {
     typename Kernel::Arguments args;
     args.mode = cutlass::gemm::GemmUniversalMode::kGemm;
     args.gemm = g;
@@ -41,19 +42,19 @@ struct TileRunner {
   }
 };
 
-#define QUTLASS_INSTANTIATE(OP, M, N, K, WM, WN, WK, STAGES)                                      \
-  namespace qutlass {                                                                             \
-  using Kernel = kernel::QuantizedGemm<GemmOp::OP, cutlass::gemm::GemmShape<M, N, K>,             \
-                                       cutlass::gemm::GemmShape<WM, WN, WK>, STAGES>;             \
-  static_assert(sizeof(Kernel::SharedStorage) ==                                                  \
-                    smem_bytes_of(GemmOp::OP, M, N, K, WM, WN, WK, STAGES),                       \
-                "tiles.h derives another size");                                                  \
-  static_assert(Kernel::kThreadCount == threads_of(M, N, K, WM, WN, WK));                         \
-  const TileEntry& QUTLASS_TILE_ENTRY(OP, M, N, K, WM, WN, WK, STAGES)() {                        \
-    static const TileEntry entry{&TileRunner<Kernel>::workspace_bytes,                            \
-                                 &TileRunner<Kernel>::launch};                                    \
-    return entry;                                                                                 \
-  }                                                                                               \
+#define QUTLASS_INSTANTIATE(OP, M, N, K, WM, WN, WK, STAGES)                          \
+  namespace qutlass {                                                                 \
+  using Kernel = kernel::QuantizedGemm<GemmOp::OP, cutlass::gemm::GemmShape<M, N, K>, \
+                                       cutlass::gemm::GemmShape<WM, WN, WK>, STAGES>; \
+  static_assert(sizeof(Kernel::SharedStorage) ==                                      \
+                    smem_bytes_of(GemmOp::OP, M, N, K, WM, WN, WK, STAGES),           \
+                "tiles.h derives another size");                                      \
+  static_assert(Kernel::kThreadCount == threads_of(M, N, K, WM, WN, WK));             \
+  const TileEntry& QUTLASS_TILE_ENTRY(OP, M, N, K, WM, WN, WK, STAGES)() {            \
+    static const TileEntry entry{&TileRunner<Kernel>::workspace_bytes,                \
+                                 &TileRunner<Kernel>::launch};                        \
+    return entry;                                                                     \
+  }                                                                                   \
   }
 
 }  // namespace qutlass

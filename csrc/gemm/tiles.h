@@ -14,8 +14,8 @@ constexpr bool is_grouped(GemmOp op) {
   return op == GemmOp::kW4A8Group || op == GemmOp::kW4A8Multiplier || op == GemmOp::kW4A16;
 }
 
-// Groups whose scales are fetched at once, at least a tile's worth at the smallest group size; and the
-// blocks that the tiles in flight can span, the tile just finished among them.
+// Groups whose scales are fetched at once, at least a tile's worth at the smallest group size; and
+// the blocks that the tiles in flight can span, the tile just finished among them.
 constexpr int group_block_of(int k) { return k / 32 > 4 ? k / 32 : 4; }
 constexpr int group_blocks_of(int k, int stages) {
   const int tiles = group_block_of(k) * 32 / k;
@@ -31,8 +31,8 @@ constexpr int mainloop_bytes_of(GemmOp op, int m, int n, int k, int stages) {
   return operands + (is_grouped(op) ? 2 * align_128(words * 4) : 0);
 }
 
-// CUTLASS's epilogue stages 8 rows of each warp row (each of the k slices) as 32-bit values, padded;
-// its conflict-free 8-wide layout reserves two such fragments.
+// CUTLASS's epilogue stages 8 rows of each warp row (each of the k slices) as 32-bit values,
+// padded; its conflict-free 8-wide layout reserves two such fragments.
 constexpr int epilogue_access_of(int m, int n, int k, int wm, int wn, int wk) {
   const int wide = 8 * n / (threads_of(m, n, k, wm, wn, wk) / (m / wm));
   return wide >= 8 ? 8 : wide;

@@ -345,11 +345,12 @@ void check_channels(const char* op, Views in, int a_bits, int b_bits, const char
   }
   check_k_limit(op, args->K, b_bits == 4 ? kInt4Block : kInt8Multiple, reach(a_bits, in[kAZero]),
                 reach(b_bits, in[kBZero]));
-  // The int8 x int4 kernels hold sums of 16 * b, which is what lets a packed word become fragments by
-  // masking alone.
+  // The int8 x int4 kernels hold sums of 16 * b, which is what lets a packed word become fragments
+  // by masking alone.
   constexpr int64_t kMostW4A8 = ((int64_t{1} << 31) - 1) / (16 * 128 * 8) / kInt4Block * kInt4Block;
   if (a_bits == 8 && b_bits == 4 && args->K > kMostW4A8) {
-    refuse(op, "K must be at most ", kMostW4A8, " for the sum of 16 * a * b to fit int32, got ", args->K);
+    refuse(op, "K must be at most ", kMostW4A8, " for the sum of 16 * a * b to fit int32, got ",
+           args->K);
   }
 }
 
