@@ -9,9 +9,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from hypothesis import HealthCheck, settings
 
 import qutlass
 from cases import GemmInputs
+
+# Of property tests: the same examples every time, on however slow a machine. Suites share tests by
+# inheritance, which would confuse only a replay from the database that there is none of.
+PROPERTY = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)
 
 _LIBC = ctypes.CDLL(None)
 _M_PERTURB = -6  # of glibc's malloc.h

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cases
 import qutlass
 import truth
 from cases import GemmCase, GemmInputs
-from harness import call, run_row
+from harness import PROPERTY, call, run_row
 
 
 def cancelling(case: GemmCase, device: str) -> GemmInputs:
@@ -133,14 +133,7 @@ class MatmulSuite:
                 truth.assert_same_bits(run_row(on_gpu, row, split), out, f"{case.id} again")
         return 1
 
-    # Each operator's class inherits the test, which only a replay from a database would confuse.
-    @settings(
-        max_examples=60,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.differing_executors],
-    )
+    @settings(PROPERTY, max_examples=60)
     @given(data=st.data())
     def test_any_shape_against_int64(self, data: st.DataObject) -> None:
         """The CPU operator against NumPy's int64 product, on shapes hypothesis thinks of."""

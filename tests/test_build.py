@@ -31,7 +31,8 @@ def run_cmake(
     if cmake is None:
         pytest.skip("no cmake")
     names = ("cuda_architectures", "cuda_compiler", "cutlass", "gemm_tiles")
-    lines = [f'include("{CHECKOUT}/cmake/{name}.cmake")' for name in names]
+    lines = ["cmake_minimum_required(VERSION 3.22)"]  # as the project: it sets the policies
+    lines += [f'include("{CHECKOUT}/cmake/{name}.cmake")' for name in names]
     lines += [f'set({name} "{value}")' for name, value in variables.items()]
     (folder / "script.cmake").write_text("\n".join([*lines, script]))
     kept = {k: v for k, v in os.environ.items() if k not in LISTENS_TO}

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 import cases
 import qutlass
 import truth
-from harness import poisoned_memory
+from harness import PROPERTY, poisoned_memory
 
 SHAPES = [(32,), (1, 32), (5, 64), (0, 32), (3, 0, 96), (2, 3, 5, 160), (77, 4128), (1024, 1024)]
 GPU_SHAPES = [(4096, 14336), (14336, 4096), (3, 28672)]
@@ -120,7 +120,7 @@ def test_pack_refuses_other_k(device: str, k: int) -> None:
         qutlass.pack_int4(torch.zeros((2, k), dtype=torch.int8, device=device))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(PROPERTY, max_examples=100)
 @given(
     hnp.arrays(
         st.sampled_from([np.int8, np.int16, np.int32, np.int64]),

@@ -16,7 +16,7 @@ import cases
 import qutlass
 import truth
 from cases import DTYPES, QuantizeCase
-from harness import poisoned_memory
+from harness import PROPERTY, poisoned_memory
 
 OPERATORS = {8: "quantize_int8", 4: "quantize_int4"}
 TOP = {8: 127, 4: 7}
@@ -274,7 +274,7 @@ _MAGNITUDES = st.floats(2.0**-100, 2.0**14, width=32)
 _FINITE = st.one_of(st.just(0.0), _MAGNITUDES, _MAGNITUDES.map(lambda v: -v))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(PROPERTY, max_examples=100)
 @given(
     x=hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.just(64)), elements=_FINITE),
     bits=st.sampled_from([8, 4]),
@@ -296,7 +296,7 @@ def test_nothing_moves_by_more_than_half_a_step(x: np.ndarray, bits: int, symmet
     assert (error <= bound + 2.0**-15).all()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(PROPERTY, max_examples=60)
 @given(
     x=hnp.arrays(
         np.float32, (3, 32), elements=st.floats(width=32, allow_nan=True, allow_infinity=True)

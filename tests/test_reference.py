@@ -436,3 +436,15 @@ def test_split_group_scales_finds_exact_ones() -> None:
     b_scale, found, error = reference.split_group_scales(scales, return_error=True)
     assert torch.equal(found.long(), multiplier) and b_scale.tolist() == [0.25, 0.375]
     assert error == 0
+
+
+def test_one_zero_beside_a_scale_each_row() -> None:
+    q = torch.arange(-32, 32, dtype=torch.int8).repeat(3, 1)
+    scale = torch.tensor([1.0, 2.0, 4.0])
+    got = reference.dequantize_int8(q, scale, torch.tensor([5], dtype=torch.int32))
+    assert torch.equal(got, (q.float() - 5) * scale[:, None])
+
+
+def test_int4_groups_are_whole_blocks() -> None:
+    with pytest.raises(ValueError, match="group_size must be a multiple of 32, got 48"):
+        reference.quantize_int4(torch.randn(2, 96), group_size=48)

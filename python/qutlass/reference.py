@@ -184,6 +184,8 @@ def quantize_int4(
     _check_quantize(op, x, symmetric, scale, zero)
     _check_blocks(op, "x", x)
     size = _check_group_size(op, x.shape[-1], group_size)
+    if size % _BLOCK:
+        raise ValueError(f"{op}: group_size must be a multiple of {_BLOCK}, got {size}")
     runs = x.float().unflatten(-1, (-1, size))
     q, scale, zero = _quantize(op, runs, 7, symmetric, scale, zero)
     if group_size is None:
@@ -699,12 +701,12 @@ def _dequantize(
     values = q.float().unflatten(-1, (groups, -1))
     if zero is not None:
         _check_dtype(op, "zero", zero, (torch.int32, torch.int8, torch.float32, torch.bfloat16))
-        if zero.numel() != scale.numel():
+        if zero.numel() not in (1, scale.numel()):
             raise ValueError(
-                f"{op}: zero must have as many elements as scale, {scale.numel()}, "
+                f"{op}: zero must have one element or as many as scale, {scale.numel()}, "
                 f"got {tuple(zero.shape)}"
             )
-        values = values - zero.float().reshape(scale.shape)
+        values = values - zero.float().reshape(scale.shape if zero.numel() > 1 else ())
     return (values * scale.float()).to(dtype).flatten(-2)
 
 
