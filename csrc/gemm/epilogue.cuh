@@ -18,6 +18,7 @@
 #include "cutlass/epilogue/threadblock/fusion/visitors.hpp"
 #include "cutlass/numeric_types.h"
 #include "gemm/problem.h"
+#include "gemm/tiles.h"
 
 namespace qutlass::threadblock {
 
@@ -201,12 +202,9 @@ struct WarpOperator {
 template <typename Mainloop>
 struct EpilogueFor {
   using Shape = typename Mainloop::Shape;
-  // As wide a store as the tile has columns for: one pass of the block covers 8 rows.
-  static constexpr int kWarpsPerRows = Mainloop::WarpCount::kN * Mainloop::WarpCount::kK;
-  static constexpr int kElementsPerAccess = [] {
-    const int wide = 8 * Shape::kN / (32 * kWarpsPerRows);
-    return wide >= 8 ? 8 : wide;
-  }();
+  using WarpShape = typename Mainloop::WarpShape;
+  static constexpr int kElementsPerAccess = epilogue_access_of(
+      Shape::kM, Shape::kN, Shape::kK, WarpShape::kM, WarpShape::kN, WarpShape::kK);
   static_assert(kElementsPerAccess >= 2, "more threads than the tile's rows can use");
   // The output type only picks the layout in shared memory: CUTLASS has a conflict-free one for
   // eight 16-bit values and the plain one for 32-bit values. What is stored is StoreBf16Node's

@@ -31,12 +31,14 @@ constexpr int mainloop_bytes_of(GemmOp op, int m, int n, int k, int stages) {
   return operands + (is_grouped(op) ? 2 * align_128(words * 4) : 0);
 }
 
-// CUTLASS's epilogue stages 8 rows of each warp row (each of the k slices) as 32-bit values,
-// padded; its conflict-free 8-wide layout reserves two such fragments.
+// Output columns a thread stores at once: as many as the tile has for one pass of 8 rows.
 constexpr int epilogue_access_of(int m, int n, int k, int wm, int wn, int wk) {
   const int wide = 8 * n / (threads_of(m, n, k, wm, wn, wk) / (m / wm));
   return wide >= 8 ? 8 : wide;
 }
+
+// CUTLASS's epilogue stages 8 rows of each warp row (each of the k slices) as 32-bit values,
+// padded; its conflict-free 8-wide layout reserves two such fragments.
 constexpr int epilogue_bytes_of(int m, int n, int k, int wm, int wn, int wk) {
   const int slices = k / wk;
   const int fragments = slices == 1 && epilogue_access_of(m, n, k, wm, wn, wk) == 8 ? 2 : 1;
