@@ -100,11 +100,11 @@ class MatmulSuite:
             for rows, columns in itertools.product((1, m - 1, m, m + 1), (1, n - 1, n, n + 1))
             for case in self.plain(rows, columns, 3 * k + 64)
         ]
-        ran = [self._force(gemm_row, case, splits=(1, 2, 3)) for case in chosen]
+        ran = [self._force(gemm_row, case, splits=(1, 2, 3, 0)) for case in chosen]
         # Several tiles in each direction, and many more k-steps than stages.
         chosen = self.plain(2 * m + 3, 3 * n + 8, 4096) + self.plain(m, 2 * n, 256)
         chosen = [sized for case in chosen for sized in cases.with_group_sizes(case)]
-        ran += [self._force(gemm_row, case, splits=(1, 2, 3, 7)) for case in chosen]
+        ran += [self._force(gemm_row, case, splits=(1, 2, 3, 7, 0)) for case in chosen]
         assert sum(ran) >= 16, "the row hardly ran"
 
     @pytest.mark.gpu
@@ -113,7 +113,7 @@ class MatmulSuite:
         m, n, k = gemm_row["m"], gemm_row["n"], gemm_row["k"]
         chosen = self.plain(m + 1, n + 3, 2 * k + 64)
         chosen = [sized for case in chosen for sized in cases.with_group_sizes(case)]
-        ran = [self._force(gemm_row, case, splits=(1, 2), truth_on="cpu") for case in chosen]
+        ran = [self._force(gemm_row, case, splits=(1, 2, 0), truth_on="cpu") for case in chosen]
         assert sum(ran) >= 1, "the row ran nothing"
 
     def _force(

@@ -5,19 +5,21 @@
 //
 // with the contract's arithmetic, each step rounded to nearest even and never contracted:
 //   t = float(acc - a_zero * Σ(b - b_zero)) * b_scale;  t = t * a_scale;  t = t + bias;  bf16(t)
-// Vectors of the tile are fetched once a block into shared memory before the mainloop, so that
-// their latency is hidden and every dtype and broadcast form costs the same.
+//
+// The nodes are CUTLASS 2.x visitors; what drives them is not CUTLASS's epilogue, which passes the
+// 32-bit accumulators through shared memory eight rows at a time with a barrier each. Here every
+// warp works on its own registers and lanes exchange finished bfloat16 pairs, so that no shared
+// memory is taken from the stages, whose copies for the next tile go on meanwhile.
 #pragma once
 
 #include <climits>
 
 #include "common/load_param.cuh"
-#include "cutlass/epilogue/thread/linear_combination.h"
-#include "cutlass/epilogue/threadblock/default_epilogue_tensor_op.h"
-#include "cutlass/epilogue/threadblock/epilogue_with_visitor_callbacks.h"
 #include "cutlass/epilogue/threadblock/fusion/visitors.hpp"
+#include "cutlass/gemm/gemm.h"
 #include "cutlass/numeric_types.h"
 #include "gemm/problem.h"
+#include "gemm/schedule.h"
 #include "gemm/tiles.h"
 
 namespace qutlass::threadblock {
@@ -37,27 +39,29 @@ struct TileVectors {
 struct EpilogueParams {
   void* out = nullptr;  // bfloat16 [rows, columns]
   int rows = 0, columns = 0;
-  bool has_a_scale = false, has_b_scale = false, has_a_zero = false, has_bias = false;
-  const void* vectors = nullptr;  // TileVectors; set by the kernel, which knows its shared memory
+  bool general = false;  // see EpilogueSteps
 };
 
-// Where a callback's (iteration, row, column) lies in the tile, from CUTLASS's output thread map.
-template <typename ThreadMap>
-struct TilePosition {
-  cutlass::MatrixCoord start;
-  __device__ explicit TilePosition(int thread) : start(ThreadMap::initial_offset(thread)) {}
-  __device__ __forceinline__ int row(int iteration, int row) const {
-    return start.row() + iteration * ThreadMap::Shape::kRow + row * ThreadMap::Delta::kRow;
-  }
-  __device__ __forceinline__ int column(int column) const {
-    return start.column() + column * ThreadMap::Delta::kColumn;
-  }
+// Which steps there are, known to the compiler: tested for each element they would cost more than
+// the steps themselves. kGeneral: zero points of a, bias and sums of 2^31, of which those that are
+// absent have neutral vectors.
+template <bool kAScale_, bool kBScale_, bool kGeneral_>
+struct EpilogueSteps {
+  static constexpr bool kAScale = kAScale_, kBScale = kBScale_, kGeneral = kGeneral_;
+};
+
+// What a node knows on the device: the kernel's parameters, the tile's TileVectors, and where the
+// warp's result lies in the tile.
+struct EpilogueContext {
+  const EpilogueParams* params = nullptr;
+  const void* vectors = nullptr;
+  int row = 0, column = 0;
 };
 
 struct NodeBase {
   struct SharedStorage {};
-  using Arguments = EpilogueParams;
-  using Params = EpilogueParams;
+  using Arguments = EpilogueContext;
+  using Params = EpilogueContext;
   template <class ProblemShape>
   static constexpr Params to_underlying_arguments(ProblemShape const&, Arguments const& args,
                                                   void*) {
@@ -69,167 +73,232 @@ struct NodeBase {
   }
 };
 
+// A visit is one thread's two neighbouring columns of an n tile of 8. The driver below counts
+//   iter    packs of kPack n tiles (begin_step, end_step)
+//   row     rows of the warp, 8 apart (begin_row, end_row)
+//   column  n tiles of a pack
+
 // accumulators -> float32
-template <typename ThreadMap, typename TileShape, typename Term>
+template <typename Vectors, typename Steps, int kPack>
 struct DequantizeNode : NodeBase {
-  using Vectors = TileVectors<TileShape::kM, TileShape::kN, Term>;
   const Params* params = nullptr;
   DequantizeNode() = default;
   CUTLASS_HOST_DEVICE DequantizeNode(Params const& p, SharedStorage const&) : params(&p) {}
 
   struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
-    EpilogueParams p;
-    TilePosition<ThreadMap> position;
+    using Term = typename Vectors::Term;
     const Vectors* v;
-    __device__ Callbacks(EpilogueParams const& p, int thread)
-        : p(p), position(thread), v(static_cast<const Vectors*>(p.vectors)) {}
+    int row0, column0;
+    // Of the pack's columns, and of the row.
+    float b_scale[2 * kPack], a_scale;
+    Term zero;
+    int step = 0;
+
+    __device__ Callbacks(EpilogueContext const& params, int lane)
+        : v(static_cast<const Vectors*>(params.vectors)),
+          row0(params.row + lane / 4),
+          column0(params.column + lane % 4 * 2) {}
+
+    __device__ __forceinline__ int at(int column) const {
+      return column0 + (step * kPack + column) * 8;
+    }
+    __device__ __forceinline__ void begin_step(int s) {
+      step = s;
+      if constexpr (!Steps::kBScale) return;
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) {
+        b_scale[2 * j] = v->b_scale[at(j)];
+        b_scale[2 * j + 1] = v->b_scale[at(j) + 1];
+      }
+    }
+    __device__ __forceinline__ void begin_row(int row) {
+      if constexpr (Steps::kAScale) a_scale = v->a_scale[row0 + row * 8];
+      if constexpr (Steps::kGeneral) zero = static_cast<Term>(v->a_zero[row0 + row * 8]);
+    }
 
     template <typename Accumulator, int kSize>
     __device__ __forceinline__ cutlass::Array<float, kSize> visit(
-        int iteration, int row_index, int column_index, int,
-        cutlass::Array<Accumulator, kSize> const&, cutlass::Array<Accumulator, kSize> const& acc) {
-      const int row = position.row(iteration, row_index);
-      const int column = position.column(column_index);
+        int, int, int column, int, cutlass::Array<Accumulator, kSize> const&,
+        cutlass::Array<Accumulator, kSize> const& acc) {
+      static_assert(kSize == 2);
       cutlass::Array<float, kSize> t;
-      const Accumulator zero = p.has_a_zero ? static_cast<Accumulator>(v->a_zero[row]) : 0;
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
         Accumulator x = acc[e];
-        if (p.has_a_zero) x -= zero * v->column_term[column + e];
+        if constexpr (Steps::kGeneral) x -= zero * v->column_term[at(column) + e];
         if constexpr (cutlass::platform::is_same<Accumulator, int>::value) {
+          t[e] = __int2float_rn(x);
           // K is limited so that a sum reaches 2^31, one beyond int32, only where every value is
           // the most negative one; -2^31 is out of reach, so here it is that sum, wrapped.
-          t[e] = x == INT_MIN ? 2147483648.f : __int2float_rn(x);
+          if (Steps::kGeneral && x == INT_MIN) t[e] = 2147483648.f;
         } else {
           t[e] = x;
         }
-      }
-      if (p.has_b_scale) {
-#pragma unroll
-        for (int e = 0; e < kSize; ++e) t[e] = __fmul_rn(t[e], v->b_scale[column + e]);
-      }
-      if (p.has_a_scale) {
-        const float scale = v->a_scale[row];
-#pragma unroll
-        for (int e = 0; e < kSize; ++e) t[e] = __fmul_rn(t[e], scale);
-      }
-      if (p.has_bias) {
-#pragma unroll
-        for (int e = 0; e < kSize; ++e) t[e] = __fadd_rn(t[e], v->bias[column + e]);
+        if constexpr (Steps::kBScale) t[e] = __fmul_rn(t[e], b_scale[2 * column + e]);
+        if constexpr (Steps::kAScale) t[e] = __fmul_rn(t[e], a_scale);
+        if constexpr (Steps::kGeneral) t[e] = __fadd_rn(t[e], v->bias[at(column) + e]);
       }
       return t;
     }
   };
 
   template <class ProblemShape>
-  __device__ Callbacks get_callbacks(cutlass::gemm::GemmCoord, int thread, ProblemShape) {
-    return Callbacks(*params, thread);
+  __device__ Callbacks get_callbacks(cutlass::gemm::GemmCoord, int lane, ProblemShape) {
+    return Callbacks(*params, lane);
   }
 };
 
 // float32 -> bfloat16 in global memory, any number of columns.
-template <typename ThreadMap, typename TileShape>
+template <int kTileM, int kTileN, int kPack>
 struct StoreBf16Node : NodeBase {
   const Params* params = nullptr;
   StoreBf16Node() = default;
   CUTLASS_HOST_DEVICE StoreBf16Node(Params const& p, SharedStorage const&) : params(&p) {}
 
   struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
-    TilePosition<ThreadMap> position;
-    cutlass::bfloat16_t* out;  // of the tile
+    static constexpr int kElements = 2 * kPack;  // neighbours that a lane stores at once
+    cutlass::bfloat16_t* out;  // this lane's first row and column
+    cutlass::bfloat16_t* at;   // in the current row
     int64_t ld;
-    int rows, columns;  // that exist from the tile on
+    int rows, columns;  // that exist from there on
+    int lane, step = 0;
     bool aligned;
-    __device__ Callbacks(EpilogueParams const& p, cutlass::gemm::GemmCoord tile, int thread)
-        : position(thread), ld(p.columns) {
-      const int row = tile.m() * TileShape::kM, column = tile.n() * TileShape::kN;
+    uint32_t pairs[kPack];
+
+    __device__ Callbacks(EpilogueContext const& context, cutlass::gemm::GemmCoord tile, int lane)
+        : ld(context.params->columns), lane(lane) {
+      const EpilogueParams& p = *context.params;
+      // After the exchange below: n tile of the pack and column in it.
+      const int t = lane % 4;
+      const int n = kPack == 4 ? t : kPack == 2 ? t % 2 : 0;
+      const int within = kPack == 4 ? 0 : kPack == 2 ? t / 2 * 4 : t * 2;
+      const int row = tile.m() * kTileM + context.row + lane / 4;
+      const int column = tile.n() * kTileN + context.column + n * 8 + within;
       out = static_cast<cutlass::bfloat16_t*>(p.out) + row * ld + column;
       rows = p.rows - row;
       columns = p.columns - column;
-      aligned = p.columns % ThreadMap::kElementsPerAccess == 0;
+      aligned = p.columns % kElements == 0;
+    }
+
+    __device__ __forceinline__ void begin_step(int s) {
+      step = s;
+      at = out + s * kPack * 8;
     }
 
     template <typename Accumulator, int kSize>
-    __device__ __forceinline__ cutlass::Array<cutlass::bfloat16_t, kSize> visit(
-        int iteration, int row_index, int column_index, int,
-        cutlass::Array<Accumulator, kSize> const&, cutlass::Array<float, kSize> const& t) {
-      const int row = position.row(iteration, row_index);
-      const int column = position.column(column_index);
-      alignas(16) __nv_bfloat162 pairs[(kSize + 1) / 2];
-#pragma unroll
-      for (int e = 0; e < kSize / 2; ++e) {
-        pairs[e] = __floats2bfloat162_rn(t[2 * e], t[2 * e + 1]);
+    __device__ __forceinline__ cutlass::Array<float, kSize> visit(
+        int, int, int column, int, cutlass::Array<Accumulator, kSize> const&,
+        cutlass::Array<float, kSize> const& t) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(t[0], t[1]);
+      pairs[column] = reinterpret_cast<const uint32_t&>(pair);
+      return t;
+    }
+
+    // Two lanes of a quad swap one of two registers.
+    __device__ __forceinline__ void swap(uint32_t& low, uint32_t& high, int distance) const {
+      const bool upper = lane & distance;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? low : high, distance);
+      (upper ? low : high) = got;
+    }
+
+    // A row's pairs lie across a quad: lane t has columns 2t and 2t + 1 of every n tile. A
+    // transposition gives each lane neighbouring columns of one n tile (kPack = 4: all eight), so
+    // that a quad stores whole 32-byte sectors.
+    __device__ __forceinline__ void end_row(int row) {
+      if constexpr (kPack >= 2) swap(pairs[0], pairs[1], 1);
+      if constexpr (kPack == 4) {
+        swap(pairs[2], pairs[3], 1);
+        swap(pairs[0], pairs[2], 2);
+        swap(pairs[1], pairs[3], 2);
       }
-      static_assert(kSize % 2 == 0);
-      auto& d = reinterpret_cast<cutlass::Array<cutlass::bfloat16_t, kSize>&>(pairs);
-      if (row < rows) {
-        cutlass::bfloat16_t* pointer = out + row * ld + column;
-        if (aligned && column + kSize <= columns) {
-          using Vector = cutlass::AlignedArray<cutlass::bfloat16_t, kSize>;
-          *reinterpret_cast<Vector*>(pointer) = reinterpret_cast<Vector const&>(pairs);
-        } else {
+      cutlass::bfloat16_t* pointer = at;
+      at += 8 * ld;
+      if (row * 8 >= rows) return;
+      const int left = columns - step * kPack * 8;
+      if (aligned && left >= kElements) {
+        if constexpr (kPack == 4)
+          *reinterpret_cast<uint4*>(pointer) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        else if constexpr (kPack == 2)
+          *reinterpret_cast<uint2*>(pointer) = make_uint2(pairs[0], pairs[1]);
+        else
+          *reinterpret_cast<uint32_t*>(pointer) = pairs[0];
+      } else {
+        const auto* values = reinterpret_cast<const cutlass::bfloat16_t*>(pairs);
 #pragma unroll
-          for (int e = 0; e < kSize; ++e) {
-            if (column + e < columns) pointer[e] = d[e];
-          }
+        for (int e = 0; e < kElements; ++e) {
+          if (e < left) pointer[e] = values[e];
         }
       }
-      return d;
     }
   };
 
   template <class ProblemShape>
-  __device__ Callbacks get_callbacks(cutlass::gemm::GemmCoord tile, int thread, ProblemShape) {
-    return Callbacks(*params, tile, thread);
+  __device__ Callbacks get_callbacks(cutlass::gemm::GemmCoord tile, int lane, ProblemShape) {
+    return Callbacks(*params, tile, lane);
   }
 };
 
-// What CUTLASS's epilogue wants to know of the warp-level operator: its shape and its accumulators.
-template <typename Mainloop>
-struct WarpOperator {
-  using Shape = typename Mainloop::WarpShape;
-  using ElementC = typename Mainloop::ElementC;
-  using LayoutC = cutlass::layout::RowMajor;
-  struct Policy {
-    struct Operator {
-      using Shape = typename Mainloop::InstructionShape;
-      using ElementC = typename Mainloop::ElementC;
-      using FragmentC = cutlass::Array<ElementC, 4>;
-    };
-  };
-};
-
+// Walks a warp's result, Mainloop::Result, through the tree.
 template <typename Mainloop>
 struct EpilogueFor {
   using Shape = typename Mainloop::Shape;
-  using WarpShape = typename Mainloop::WarpShape;
-  static constexpr int kElementsPerAccess = epilogue_access_of(
-      Shape::kM, Shape::kN, Shape::kK, WarpShape::kM, WarpShape::kN, WarpShape::kK);
-  static_assert(kElementsPerAccess >= 2, "more threads than the tile's rows can use");
-  // The output type only picks the layout in shared memory: CUTLASS has a conflict-free one for
-  // eight 16-bit values and the plain one for 32-bit values. What is stored is StoreBf16Node's
-  // business.
-  using LayoutType = cutlass::platform::conditional_t<kElementsPerAccess == 8, cutlass::half_t,
-                                                      typename Mainloop::ElementC>;
-  using OutputOp = cutlass::epilogue::thread::LinearCombination<LayoutType, kElementsPerAccess,
-                                                                typename Mainloop::ElementC, float>;
-  using DefaultFor = cutlass::epilogue::threadblock::DefaultEpilogueTensorOp<
-      Shape, WarpOperator<Mainloop>, Mainloop::WarpCount::kK, OutputOp, kElementsPerAccess>;
-  using Default = typename DefaultFor::Epilogue;
-  using ThreadMap = typename DefaultFor::OutputTileThreadMap;
-  using Tree = cutlass::epilogue::threadblock::Sm80EVT<
-      StoreBf16Node<ThreadMap, Shape>,
-      cutlass::epilogue::threadblock::Sm80EVT<
-          DequantizeNode<ThreadMap, Shape, typename Mainloop::ElementC>,
-          cutlass::epilogue::threadblock::VisitorAccFetch>>;
-  using Epilogue =
-      cutlass::epilogue::threadblock::EpilogueWithVisitorCallbacks<Default, Tree, /*Stages=*/1>;
+  using Vectors = TileVectors<Shape::kM, Shape::kN, typename Mainloop::ElementC>;
+  static constexpr int kTiles = Mainloop::kOwnTiles;
+  static constexpr int kPack = kTiles % 4 == 0 ? 4 : kTiles % 2 == 0 ? 2 : 1;
+  // Where scales are in the sums already there is no column scale left.
+  static constexpr bool kAScale = Mainloop::kOp != GemmOp::kW4A16;
+  static constexpr bool kBScale = !Mainloop::kGroups || Mainloop::kMultiplier;
 
-  CUTLASS_HOST_DEVICE static typename Tree::Params params(EpilogueParams const& p) {
-    typename Tree::Params tree;
-    tree.op_0.op_1 = p;  // op_0: the inner tree (its op_0 is the fetch)
-    tree.op_1 = p;
-    return tree;
+  template <typename Steps>
+  using Tree = cutlass::epilogue::threadblock::Sm80EVT<
+      StoreBf16Node<Shape::kM, Shape::kN, kPack>,
+      cutlass::epilogue::threadblock::Sm80EVT<DequantizeNode<Vectors, Steps, kPack>,
+                                              cutlass::epilogue::threadblock::VisitorAccFetch>>;
+
+  __device__ __forceinline__ static void run(const EpilogueContext& context, const Segment& segment,
+                                             typename Mainloop::Result& result, int lane) {
+    if (context.params->general)
+      visit<true>(context, segment, result, lane);
+    else
+      visit<false>(context, segment, result, lane);
+  }
+
+ private:
+  template <bool kGeneral>
+  __device__ __forceinline__ static void visit(const EpilogueContext& context,
+                                               const Segment& segment,
+                                               typename Mainloop::Result& result, int lane) {
+    using Tree = Tree<EpilogueSteps<kAScale, kBScale, kGeneral>>;
+    using Accumulator = typename Mainloop::ElementC;
+    typename Tree::Params params;
+    params.op_0.op_1 = context;  // op_0: the inner tree (its op_0 is the fetch)
+    params.op_1 = context;
+    typename Tree::SharedStorage none;
+    Tree tree(params, none);
+    const cutlass::gemm::GemmCoord tile(segment.tile_m, segment.tile_n, 0);
+    const EpilogueParams& p = *context.params;
+    auto callbacks =
+        tree.get_callbacks(tile, lane, cute::Shape<int32_t, int32_t, int32_t>{p.rows, p.columns, 1});
+    callbacks.begin_epilogue();
+#pragma unroll
+    for (int step = 0; step < kTiles / kPack; ++step) {
+      callbacks.begin_step(step);
+#pragma unroll
+      for (int row = 0; row < 2 * Mainloop::kMTiles; ++row) {
+        callbacks.begin_row(row);
+#pragma unroll
+        for (int j = 0; j < kPack; ++j) {
+          const Accumulator* x = result[step * kPack + j][row / 2];
+          cutlass::Array<Accumulator, 2> pair;
+          pair[0] = x[row % 2 * 2];
+          pair[1] = x[row % 2 * 2 + 1];
+          callbacks.visit(step, row, j, 0, pair);
+        }
+        callbacks.end_row(row);
+      }
+      callbacks.end_step(step);
+    }
+    callbacks.end_epilogue();
   }
 };
 

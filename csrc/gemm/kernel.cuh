@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A CUTLASS 2.x GemmUniversal kernel: threadblock swizzle, mainloop, visitor epilogue, launched by
-// device::GemmUniversalBase. What it adds to CUTLASS's own kernels: the vectors of a tile are
-// fetched before the mainloop, and split k is reduced in the same launch, exactly and in a fixed
-// order.
+// A GemmUniversal kernel, launched by CUTLASS's device::GemmUniversalBase: schedule, mainloop and
+// visitor epilogue. Blocks run lists of segments (schedule.h); an output tile that several of them
+// share is summed in the same launch, in a fixed order.
 #pragma once
 
+#include <cmath>
 #include <cstdlib>
 
 #include "cutlass/gemm/device/gemm_universal_base.h"
@@ -22,12 +22,8 @@ template <GemmOp kOp, typename Shape, typename WarpShape, int kStages>
 class QuantizedGemm {
  public:
   using Mma = threadblock::Mainloop<kOp, Shape, WarpShape, kStages>;
-  using EpilogueFor = threadblock::EpilogueFor<Mma>;
-  using Epilogue = typename EpilogueFor::Epilogue;
-  using Vectors = threadblock::TileVectors<Shape::kM, Shape::kN, typename Mma::ElementC>;
-  // Blocks that run together cover 8 columns of tiles, so that they share tiles of both operands in
-  // L2.
-  using ThreadblockSwizzle = cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>;
+  using Epilogue = threadblock::EpilogueFor<Mma>;
+  using Vectors = typename Epilogue::Vectors;
 
   // Names GemmUniversalBase asks for.
   using ElementA = uint8_t;
@@ -38,17 +34,21 @@ class QuantizedGemm {
   using LayoutC = cutlass::layout::RowMajor;
   static constexpr auto kTransformA = cutlass::ComplexTransform::kNone;
   static constexpr auto kTransformB = cutlass::ComplexTransform::kNone;
-  using EpilogueOutputOp = typename EpilogueFor::OutputOp;
-  using Operator = threadblock::WarpOperator<Mma>;
+  struct EpilogueOutputOp {
+    using ElementOutput = cutlass::bfloat16_t;
+    using ElementAccumulator = typename Mma::ElementC;
+    using ElementCompute = float;
+    static constexpr int kCount = 1;
+  };
+  struct Operator {};
+  using ThreadblockSwizzle = cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<>;
   static constexpr int kThreadCount = Mma::kThreads;
   using GemmCoord = cutlass::gemm::GemmCoord;
 
   struct SharedStorage {
-    union {
-      typename Mma::SharedStorage mainloop;
-      typename Epilogue::SharedStorage epilogue;
-    };
-    Vectors vectors;
+    typename Mma::SharedStorage mainloop;
+    // Of this tile and of the next, whose vectors arrive while this one's are in use.
+    Vectors vectors[2];
   };
 
   struct Arguments : cutlass::gemm::kernel::UniversalArgumentsBase {
@@ -57,32 +57,34 @@ class QuantizedGemm {
     uint64_t ticket = 0;  // never the same twice, never 0
   };
 
-  // The scratch memory of a split: for each tile and each part but the last, one flag and the
-  // part's accumulators.
+  // The scratch memory of shared tiles: for each block one flag and one result.
   struct Params {
     GemmArguments gemm;
-    GemmCoord grid_tiled_shape;
-    int swizzle_log_tile = 0;
-    int split_k = 1;
-    int k_per_split = 0;
+    Schedule schedule;
     uint64_t ticket = 0;
+    threadblock::Operands operands;
     threadblock::GroupParams group;
     threadblock::EpilogueParams epilogue;
     uint64_t* flags = nullptr;
     char* partials = nullptr;
 
     Params() = default;
-    Params(Arguments const& args, int, int)
-        : gemm(args.gemm), split_k(args.split_k), ticket(args.ticket) {
+    Params(Arguments const& args, int sm_count, int blocks_per_sm)
+        : gemm(args.gemm), ticket(args.ticket) {
       const GemmArguments& g = gemm;
-      grid_tiled_shape = GemmCoord(static_cast<int>((g.M + Shape::kM - 1) / Shape::kM),
-                                   static_cast<int>((g.N + Shape::kN - 1) / Shape::kN), split_k);
-      swizzle_log_tile = ThreadblockSwizzle::get_log_tile(grid_tiled_shape);
-      // Parts end at tile and at group boundaries.
-      const int64_t quantum =
-          g.group_size > Shape::kK && g.group_size < g.K ? g.group_size : Shape::kK;
-      const int64_t quanta = (g.K + quantum - 1) / quantum;
-      k_per_split = static_cast<int>((quanta + split_k - 1) / split_k * quantum);
+      const int resident = sm_count * (blocks_per_sm > 0 ? blocks_per_sm : 1);
+      // Tiles that run together form the rectangle that reads the fewest bytes.
+      const double width = std::sqrt(static_cast<double>(resident) * Shape::kM * a_bits(kOp) /
+                                     (Shape::kN * b_bits(kOp)));
+      schedule = make_schedule(g.M, g.N, g.K, Shape::kM, Shape::kN, Shape::kK, g.group_size,
+                               args.split_k, resident, static_cast<int>(width + 0.5));
+
+      operands.a = static_cast<const char*>(g.a);
+      operands.b = static_cast<const char*>(g.b);
+      operands.lda = g.lda;
+      operands.ldb = g.K * b_bits(kOp) / 8;
+      operands.rows = static_cast<int>(g.M);
+      operands.columns = static_cast<int>(g.N);
 
       group.b_scale = g.b_scale.data;
       group.b_scale_dtype = g.b_scale.dtype;
@@ -90,212 +92,240 @@ class QuantizedGemm {
       group.b_zero_dtype = g.b_zero.dtype;
       group.b_zero_stride = static_cast<int>(g.b_zero.stride);
       group.multiplier = g.b_multiplier;
-      group.group_size = static_cast<int>(g.group_size);
       group.groups = static_cast<int>(g.groups());
-      while (group.groups > 1 && int64_t{1} << group.group_shift > group.group_size)
+      while (group.groups > 1 && int64_t{1} << group.group_shift > g.group_size)
         --group.group_shift;
 
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);
       epilogue.columns = static_cast<int>(g.N);
-      epilogue.has_a_scale = g.a_scale.present();
-      // Grouped scales are in the sums already; there the column scale is 1, or NaN for a column
-      // whose weights were out of range.
-      epilogue.has_b_scale = g.b_scale.present();
-      epilogue.has_a_zero = g.a_zero.present();
-      epilogue.has_bias = g.bias.present();
+      epilogue.general = g.a_zero.present() || g.bias.present() ||
+                         (kOp == GemmOp::kW8A8 && g.K >= 131072);
     }
 
     static constexpr size_t kPartialBytes =
-        sizeof(typename Mma::FragmentC) * static_cast<size_t>(kThreadCount);
-    size_t parts() const {
-      return static_cast<size_t>(grid_tiled_shape.m()) * grid_tiled_shape.n() * (split_k - 1);
+        sizeof(typename Mma::Result) * static_cast<size_t>(kThreadCount);
+    size_t flag_bytes() const {
+      return (static_cast<size_t>(schedule.blocks) * sizeof(uint64_t) + 15) / 16 * 16;
     }
-    size_t flag_bytes() const { return (parts() * sizeof(uint64_t) + 15) / 16 * 16; }
     size_t get_workspace_size() const {
-      return split_k > 1 ? flag_bytes() + parts() * kPartialBytes : 0;
+      return schedule.splits() ? flag_bytes() + schedule.blocks * kPartialBytes : 0;
     }
     cutlass::Status init_workspace(void* workspace, cudaStream_t stream) {
       flags = static_cast<uint64_t*>(workspace);
       partials = static_cast<char*>(workspace) + flag_bytes();
-      // Waiting reads flags that nothing has written yet, which is meant (see reduce) and which a
+      // Waiting reads flags that nothing has written yet, which is meant (see collect) and which a
       // checker of uninitialised memory cannot know.
       static const bool clear = std::getenv("QUTLASS_CLEAR_FLAGS") != nullptr;
-      if (clear && workspace && cudaMemsetAsync(flags, 0, flag_bytes(), stream) != cudaSuccess) {
+      if (clear && schedule.splits() &&
+          cudaMemsetAsync(flags, 0, flag_bytes(), stream) != cudaSuccess) {
         return cutlass::Status::kErrorInternal;
       }
       return cutlass::Status::kSuccess;
     }
-    dim3 get_grid_dims() const { return ThreadblockSwizzle::get_grid_shape(grid_tiled_shape); }
-    GemmCoord get_tiled_shape() const { return grid_tiled_shape; }
+    dim3 get_grid_dims() const { return dim3(schedule.blocks); }
+    GemmCoord get_tiled_shape() const {
+      return GemmCoord(schedule.tiles_m, schedule.tiles_n, 1);
+    }
   };
 
   static cutlass::Status can_implement(Arguments const&) { return cutlass::Status::kSuccess; }
 
   __device__ static void invoke(Params const& params, SharedStorage& shared) {
-    const GemmCoord tile = ThreadblockSwizzle::get_tile_offset(params.swizzle_log_tile);
-    if (tile.m() >= params.grid_tiled_shape.m() || tile.n() >= params.grid_tiled_shape.n()) return;
-
-    const GemmArguments& g = params.gemm;
+    Segment segment;
+    if (!params.schedule.segment(blockIdx.x, 0, &segment)) return;
     const int thread = threadIdx.x;
     const int warp = cutlass::canonical_warp_idx_sync();
     const int lane = thread % 32;
-    const int row0 = tile.m() * Shape::kM, column0 = tile.n() * Shape::kN;
-    const int k_begin = tile.k() * params.k_per_split;
-    const int k_end = min(k_begin + params.k_per_split, static_cast<int>(g.K));
-    const int64_t ldb = g.K * b_bits(kOp) / 8;
 
-    Mma mma(shared.mainloop, static_cast<const char*>(g.a) + row0 * g.lda, g.lda,
-            static_cast<const char*>(g.b) + column0 * ldb, ldb, static_cast<int>(g.M) - row0,
-            static_cast<int>(g.N), column0, k_begin, k_end, params.group, thread, warp, lane);
-    mma.prologue();
-    load_vectors(params, shared.vectors, row0, column0, thread);
+    Mma mma(shared.mainloop, params.operands, params.schedule, params.group, warp, lane);
+    for (int index = 0;; ++index) {
+      mma.prologue(segment, index, index > 0);
+      // Even and odd segments have vectors of their own: slower warps may still be storing the tile
+      // before this one.
+      Vectors& v = shared.vectors[index % 2];
+      load_vectors(params, v, segment, thread);
+      if (Mma::kGroups && params.gemm.a_zero.present() && segment.ends) {
+        column_terms(params, v, segment, warp, lane);
+      }
 
-    typename Mma::FragmentC accumulators;
-    mma(accumulators, shared.vectors.a_sum);
+      typename Mma::Result result;
+      mma(segment, result, v.a_sum);
+      // Worked out again, which is cheaper than keeping it in registers through the products.
+      params.schedule.segment(blockIdx.x, index, &segment);
 
-    if constexpr (Mma::kGroups) poison(shared.vectors, mma, lane);
-    if (params.split_k > 1 && !reduce(params, shared, tile, accumulators, thread)) return;
-    // Also orders load_vectors and poison before the epilogue.
-    __syncthreads();
-
-    threadblock::EpilogueParams p = params.epilogue;
-    p.vectors = &shared.vectors;
-    const typename EpilogueFor::Tree::Params tree = EpilogueFor::params(p);
-    Epilogue epilogue(tree, shared.epilogue, thread, warp, lane);
-    const cute::Shape<int32_t, int32_t, int32_t> shape{p.rows, p.columns, 1};
-    epilogue(accumulators, tile, shape, thread);
+      bool bad = false;
+      if constexpr (Mma::kMultiplier) bad = poison(shared, v, thread);
+      if (segment.ends) {
+        if (!segment.begins) collect(params, v, segment, result, thread);
+        // Copies of vectors are of the age of the segment's first tiles.
+        if (segment.k_end - segment.k_begin <= Shape::kK * kStages) copy_async_wait<0>();
+        __syncthreads();
+        const threadblock::EpilogueContext context{&params.epilogue, &v, mma.result_row(),
+                                                   mma.result_column()};
+        Epilogue::run(context, segment, result, lane);
+      } else {
+        leave(params, result, bad, thread);
+      }
+      if (!params.schedule.segment(blockIdx.x, index + 1, &segment)) return;
+    }
   }
 
  private:
-  __device__ static void load_vectors(Params const& params, Vectors& v, int row0, int column0,
-                                      int thread) {
-    const GemmArguments& g = params.gemm;
-    for (int i = thread; i < Shape::kN; i += kThreadCount) {
-      const int64_t n = min(column0 + i, static_cast<int>(g.N) - 1);
-      v.b_scale[i] = Mma::kFold || !g.b_scale.present()
-                         ? 1.f
-                         : load_float(g.b_scale.data, g.b_scale.dtype, n * g.b_scale.stride);
-      if (g.a_zero.present()) v.column_term[i] = column_term(g, n);
-      if (g.bias.present()) v.bias[i] = load_float(g.bias.data, g.bias.dtype, n * g.bias.stride);
+  // 32-bit values go to shared memory by themselves; the others are widened on the way, for which
+  // the thread waits.
+  __device__ static void bring(float* to, Param const& from, int64_t index, float absent) {
+    if (from.dtype == DType::kFloat32) {
+      copy_async_4(shared_address(to), static_cast<const float*>(from.data) + index * from.stride);
+    } else {
+      *to = from.present() ? load_float(from.data, from.dtype, index * from.stride) : absent;
     }
-    for (int i = thread; i < Shape::kM; i += kThreadCount) {
-      const int64_t m = min(row0 + i, static_cast<int>(g.M) - 1);
-      v.a_sum[i] = 0;
-      if (g.a_scale.present())
-        v.a_scale[i] = load_float(g.a_scale.data, g.a_scale.dtype, m * g.a_scale.stride);
-      if (g.a_zero.present())
-        v.a_zero[i] = load_int(g.a_zero.data, g.a_zero.dtype, m * g.a_zero.stride);
+  }
+  __device__ static void bring(int* to, Param const& from, int64_t index, int absent) {
+    if (from.dtype == DType::kInt32) {
+      copy_async_4(shared_address(to), static_cast<const int*>(from.data) + index * from.stride);
+    } else {
+      *to = from.present() ? load_int(from.data, from.dtype, index * from.stride) : absent;
     }
   }
 
-  // What a_zero multiplies: Σ_k (b - b_zero) of one row of b, modulo 2^32. With multipliers
-  // Σ_groups m * (sum - g * zero); with group scales Σ_groups scale * (sum - g * zero), a float.
-  __device__ static typename Vectors::Term column_term(GemmArguments const& g, int64_t n) {
-    const auto* sums = static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride;
-    const auto zero = [&](int i) {
-      return g.b_zero.present() ? load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride + i)
-                                : 0;
-    };
-    if constexpr (Mma::kGroups) {
-      const int groups = static_cast<int>(g.groups());
+  __device__ static void load_vectors(Params const& params, Vectors& v, Segment const& s,
+                                      int thread) {
+    const GemmArguments& g = params.gemm;
+    const bool general = params.epilogue.general;
+    for (int i = thread; i < Shape::kM; i += kThreadCount) v.a_sum[i] = 0;
+    if (!s.ends) return;
+    for (int i = thread; i < Shape::kN; i += kThreadCount) {
+      const int64_t n = min(s.tile_n * Shape::kN + i, static_cast<int>(g.N) - 1);
+      if constexpr (Epilogue::kBScale) bring(&v.b_scale[i], g.b_scale, n, 0.f);
+      if (!general) continue;
+      bring(&v.bias[i], g.bias, n, -0.f);  // x + -0 is x, also where x is -0
+      if (!g.a_zero.present()) {
+        v.column_term[i] = 0;
+      } else if constexpr (!Mma::kGroups) {
+        if (g.b_zero.present())
+          v.column_term[i] = column_term(g, n);
+        else
+          bring(&v.column_term[i], g.b_sum, n, 0);
+      }
+    }
+    for (int i = thread; i < Shape::kM; i += kThreadCount) {
+      const int64_t m = min(s.tile_m * Shape::kM + i, static_cast<int>(g.M) - 1);
+      if constexpr (Epilogue::kAScale) bring(&v.a_scale[i], g.a_scale, m, 0.f);
+      if (general) bring(&v.a_zero[i], g.a_zero, m, 0);
+    }
+  }
+
+  // What a_zero multiplies: Σ_k (b - b_zero) of one row of b, modulo 2^32.
+  __device__ static int column_term(GemmArguments const& g, int64_t n) {
+    const int sum = __ldg(static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride);
+    const int zero = load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride);
+    return static_cast<int>(static_cast<uint32_t>(sum) -
+                            static_cast<uint32_t>(g.K) * static_cast<uint32_t>(zero));
+  }
+
+  // The same with groups: Σ_groups m * (sum - g * zero) with multipliers, Σ_groups scale * (sum -
+  // g * zero), a float, with scales. A warp a column, so that neighbouring groups are read
+  // together.
+  __device__ static void column_terms(Params const& params, Vectors& v, Segment const& s, int warp,
+                                      int lane) {
+    const GemmArguments& g = params.gemm;
+    const int groups = params.group.groups;
+#pragma unroll 4
+    for (int column = warp; column < Shape::kN; column += kThreadCount / 32) {
+      const int64_t n = min(s.tile_n * Shape::kN + column, static_cast<int>(g.N) - 1);
       typename Vectors::Term term = 0;
-      for (int i = 0; i < groups; ++i) {
-        const int part = __ldg(sums + i) - static_cast<int>(g.group_size) * zero(i);
+      for (int i = lane; i < groups; i += 32) {
+        const int sum = __ldg(static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride + i);
+        const int zero = g.b_zero.present()
+                             ? load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride + i)
+                             : 0;
+        const int part = sum - static_cast<int>(g.group_size) * zero;
         if constexpr (Mma::kMultiplier) {
           term += __ldg(g.b_multiplier + n * groups + i) * part;
         } else {
           term += load_float(g.b_scale.data, g.b_scale.dtype, n * g.b_scale.stride + i) * part;
         }
       }
-      return term;
-    } else {
-      return static_cast<int>(static_cast<uint32_t>(__ldg(sums)) -
-                              static_cast<uint32_t>(g.K) * static_cast<uint32_t>(zero(0)));
+#pragma unroll
+      for (int distance = 16; distance > 0; distance /= 2)
+        term += __shfl_xor_sync(0xffffffffu, term, distance);
+      if (lane == 0) v.column_term[column] = term;
     }
   }
 
-  // Columns whose weights left int8 become NaN rather than wrong.
-  __device__ static void poison(Vectors& v, Mma const& mma, int lane) {
-#pragma unroll
-    for (int j = 0; j < Mma::kNTiles; ++j) {
-      if (mma.bad_columns_ >> j & 1) {
-        v.b_scale[mma.warp_column() + j * 8 + lane / 4] = __int_as_float(0x7FC00000);
-      }
-    }
-  }
-
-  // Parts 0 .. split_k-2 leave their sums in scratch memory and raise a flag; the last part waits
-  // for them and adds them in order, so the result does not depend on who came first. Blocks start
-  // in the order of their index, so those waited for are running or done. The flag is a ticket no
-  // other launch has, so scratch memory needs no clearing; it is taken down again, so a replay of
-  // the same launch in a CUDA graph starts clean. Returns whether this block goes on to the
-  // epilogue.
-  __device__ static bool reduce(Params const& params, SharedStorage& shared, GemmCoord tile,
-                                typename Mma::FragmentC& accumulators, int thread) {
-    constexpr int kVectors = Mma::FragmentC::kElements / 4;
-    const int others = params.split_k - 1;
-    const size_t first =
-        (static_cast<size_t>(tile.m()) * params.grid_tiled_shape.n() + tile.n()) * others;
-    auto* own = reinterpret_cast<int4*>(&accumulators);
-    if (tile.k() < others) {
-      auto* partial =
-          reinterpret_cast<int4*>(params.partials + (first + tile.k()) * Params::kPartialBytes);
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) partial[i * kThreadCount + thread] = own[i];
-      uint64_t flag = params.ticket;
-      if constexpr (Mma::kGroups) {
-        // A part that met a bad column says so with the flag.
-        __syncthreads();  // poison
-        bool bad = false;
-        for (int i = thread; i < Shape::kN; i += kThreadCount)
-          bad |= isnan(shared.vectors.b_scale[i]);
-        if (__syncthreads_or(bad)) flag = ~flag;
-      }
-      __threadfence();
-      __syncthreads();
-      if (thread == 0) {
-        asm volatile("st.release.gpu.global.u64 [%0], %1;\n" ::"l"(params.flags + first + tile.k()),
-                     "l"(flag)
-                     : "memory");
-      }
-      return false;
-    }
+  // Columns with weights that left int8 become NaN rather than wrong. Whether there are any.
+  __device__ static bool poison(SharedStorage& shared, Vectors& v, int thread) {
     bool bad = false;
-    for (int part = 0; part < others; ++part) {
-      if (thread == 0) {
-        uint64_t seen;
-        uint64_t* flag = params.flags + first + part;
-        do {
-          asm volatile("ld.acquire.gpu.global.u64 %0, [%1];\n" : "=l"(seen) : "l"(flag) : "memory");
-        } while (seen != params.ticket && seen != ~params.ticket);
-        bad |= seen != params.ticket;
-        *flag = 0;
+    for (int i = thread; i < Shape::kN; i += kThreadCount) {
+      if (shared.mainloop.groups.bad[i / 32] >> (i % 32) & 1) {
+        v.b_scale[i] = __int_as_float(0x7FC00000);
+        bad = true;
       }
+    }
+    return __syncthreads_or(bad);
+  }
+
+  // A segment that does not finish its tile leaves its sums in scratch memory and raises the
+  // block's flag. The flag is a ticket no other launch has, so scratch memory needs no clearing;
+  // its complement says that some column went wrong.
+  __device__ static void leave(Params const& params, typename Mma::Result& result, bool bad,
+                               int thread) {
+    auto* to = reinterpret_cast<int4*>(params.partials + blockIdx.x * Params::kPartialBytes);
+#pragma unroll
+    for (int j = 0; j < Mma::kOwnTiles; ++j)
+#pragma unroll
+      for (int i = 0; i < Mma::kMTiles; ++i)
+        __stcg(to + (j * Mma::kMTiles + i) * kThreadCount + thread,
+               reinterpret_cast<const int4&>(result[j][i]));
+    __threadfence();
+    __syncthreads();
+    if (thread == 0) {
+      const uint64_t flag = bad ? ~params.ticket : params.ticket;
+      asm volatile("st.release.gpu.global.u64 [%0], %1;\n" ::"l"(params.flags + blockIdx.x),
+                   "l"(flag)
+                   : "memory");
+    }
+  }
+
+  // Adds what the blocks before this one left of the tile, the lowest first, so that the result
+  // does not depend on who came first. Flags are taken down again, so that a replay of the same
+  // launch in a CUDA graph starts clean.
+  __device__ static void collect(Params const& params, Vectors& v, Segment const& s,
+                                 typename Mma::Result& result, int thread) {
+    const int first = params.schedule.first_block(s.tile);
+    const int count = static_cast<int>(blockIdx.x) - first;
+    bool bad = false;
+    for (int part = thread; part < count; part += kThreadCount) {
+      uint64_t seen;
+      uint64_t* flag = params.flags + first + part;
+      do {
+        asm volatile("ld.acquire.gpu.global.u64 %0, [%1];\n" : "=l"(seen) : "l"(flag) : "memory");
+      } while (seen != params.ticket && seen != ~params.ticket);
+      bad |= seen != params.ticket;
+      *flag = 0;
+    }
+    if (__syncthreads_or(bad)) {
+      for (int i = thread; i < Shape::kN; i += kThreadCount)
+        v.b_scale[i] = __int_as_float(0x7FC00000);
       __syncthreads();
-      const auto* partial =
-          reinterpret_cast<const int4*>(params.partials + (first + part) * Params::kPartialBytes);
+    }
+    for (int part = 0; part < count; ++part) {
+      const auto* from = reinterpret_cast<const int4*>(
+          params.partials + static_cast<size_t>(first + part) * Params::kPartialBytes);
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        const int4 x = __ldcg(partial + i * kThreadCount + thread);
-        const int values[4] = {x.x, x.y, x.z, x.w};
+      for (int j = 0; j < Mma::kOwnTiles; ++j) {
+        // Not more loads at once than there are registers for.
+        if (j * Mma::kMTiles % 8 == 0) __syncwarp();
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if constexpr (Mma::kFold)
-            accumulators[i * 4 + e] += __int_as_float(values[e]);
-          else
-            accumulators[i * 4 + e] += values[e];
+        for (int i = 0; i < Mma::kMTiles; ++i) {
+          const int4 x = __ldcg(from + (j * Mma::kMTiles + i) * kThreadCount + thread);
+          const auto* values = reinterpret_cast<const typename Mma::ElementC*>(&x);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) result[j][i][r] += values[r];
         }
       }
     }
-    if constexpr (Mma::kGroups) {
-      if (__syncthreads_or(bad)) {
-        for (int i = thread; i < Shape::kN; i += kThreadCount) {
-          shared.vectors.b_scale[i] = __int_as_float(0x7FC00000);
-        }
-      }
-    }
-    return true;
   }
 };
 

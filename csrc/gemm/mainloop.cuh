@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// One multistage threadblock mainloop for every product. It takes the place of CUTLASS 2.x's
-// threadblock::MmaMultistage in a GemmUniversal kernel: cp.async stages in shared memory, fragments
-// double-buffered in registers, mma.sync. What differs between the products is how a step's
-// fragments are made from the bytes in shared memory, and whether partial sums are folded into
-// float32 totals once a group.
+// One multistage threadblock mainloop for every product: cp.async stages in shared memory,
+// fragments double-buffered in registers, mma.sync. It has the part that CUTLASS 2.x's
+// threadblock::MmaMultistage has in a GemmUniversal kernel, but runs a list of segments (see
+// schedule.h) as one stream of k tiles, so that the copies of the next segment are under way while
+// the last one's results are stored. What differs between the products is how a step's fragments
+// are made from the bytes in shared memory, and whether partial sums are folded into float32 totals
+// once a group.
 //
-// Shared memory holds rows of the operands as they are in global memory (4-bit weights stay 4-bit),
-// in 16-byte chunks permuted by XOR so that both the copies and the fragment loads touch every bank
-// once. Where the contract's nibble order puts k, with t = lane % 4 and g = lane / 4:
+// Where the contract's nibble order puts k, with t = lane % 4 and g = lane / 4:
 //
 //   16-byte chunk of 32 int4 (one row n)   lane t of the quad gets one 32-bit word by ldmatrix:
 //   byte:  0 1 2 3 | 4 5 6 7 | ...           low nibbles  k = 4t .. 4t+3       -> fragment b0
@@ -19,96 +19,21 @@
 // one's.
 #pragma once
 
-#include "common/load_param.cuh"
+#include "cutlass/array.h"
 #include "cutlass/gemm/gemm.h"
-#include "cutlass/layout/matrix.h"
-#include "gemm/mma.cuh"
-#include "gemm/problem.h"
+#include "gemm/group_cache.cuh"
+#include "gemm/schedule.h"
+#include "gemm/shared_tile.cuh"
 #include "gemm/tiles.h"
 
 namespace qutlass::threadblock {
 
-using namespace qutlass::device;
-
-// One operand's tile in shared memory: kRows rows of kRowBytes.
-template <int kRows_, int kRowBytes_>
-struct SharedTile {
-  static constexpr int kRows = kRows_;
-  static constexpr int kRowBytes = kRowBytes_;
-  static constexpr int kBytes = kRows * kRowBytes;
-  static constexpr int kChunks = kRowBytes / 16;  // of a row
-  static_assert(kRowBytes >= 16 && (kRowBytes & (kRowBytes - 1)) == 0, "rows are powers of two");
-  // Rows that share one 128-byte line of banks, and the chunk positions the XOR can move between.
-  static constexpr int kRowsPerLine = kChunks >= 8 ? 1 : 8 / kChunks;
-  static constexpr int kXorRange = kChunks >= 8 ? 8 : kChunks;
-};
-
-// Physical chunk = logical chunk ^ swizzle(row). Any 8 consecutive rows of one logical chunk lie on
-// 8 different bank groups, which is what ldmatrix and cp.async want.
-template <typename Tile>
-__device__ __forceinline__ int swizzle(int row) {
-  return (row / Tile::kRowsPerLine) % Tile::kXorRange;
-}
-// Copies one operand's tiles from global memory, k tile after k tile.
-template <typename Tile, int kThreads>
-class TileLoader {
-  static constexpr int kAccesses = Tile::kRows * Tile::kChunks;
-  static constexpr int kIterations = (kAccesses + kThreads - 1) / kThreads;
-  static constexpr int kRowStep = kThreads / Tile::kChunks;  // rows from one access to the next
-  static_assert(kThreads % Tile::kChunks == 0, "each thread stays in one column of chunks");
-  static_assert(kRowStep % 8 == 0, "each thread stays at one chunk position");
-
-  const char* pointer_;  // this thread's chunk of its first row, at the current k
-  int step_;  // bytes from one access to the next
-  uint32_t valid_rows_ = 0;  // bit i: row of access i exists
-  uint32_t shared_;  // offset of the first access in a stage
-  bool idle_;  // the tile has fewer chunks than the block has threads
-  int k_left_;  // bytes of k from this chunk to the end
-
- public:
-  // base: first row of the tile, rows: how many exist from it on, [k_begin, k_end) in bytes.
-  __device__ TileLoader(const char* base, int64_t ld, int rows, int k_begin, int k_end,
-                        int thread) {
-    const int chunk = thread % Tile::kChunks;
-    const int row0 = thread / Tile::kChunks;
-    pointer_ = base + row0 * ld + k_begin + chunk * 16;
-    step_ = kRowStep * static_cast<int>(ld);
-    k_left_ = k_end - k_begin - chunk * 16;
-    shared_ = row0 * Tile::kRowBytes + ((chunk ^ swizzle<Tile>(row0)) * 16);
-    idle_ = row0 >= Tile::kRows;
-#pragma unroll
-    for (int i = 0; i < kIterations; ++i) {
-      if (row0 + i * kRowStep < rows) valid_rows_ |= 1u << i;
-    }
-  }
-
-  __device__ __forceinline__ void load(uint32_t shared) {
-    const uint32_t valid = k_left_ > 0 ? valid_rows_ : 0;
-#pragma unroll
-    for (int i = 0; i < kIterations; ++i) {
-      // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
-      if (kAccesses >= kThreads || !idle_) {
-        copy_async_16(shared + shared_ + i * kRowStep * Tile::kRowBytes, pointer_ + i * step_,
-                      valid >> i & 1);
-      }
-    }
-    pointer_ += Tile::kRowBytes;
-    k_left_ -= Tile::kRowBytes;
-  }
-  static_assert(kAccesses < kThreads || kAccesses % kThreads == 0, "whole accesses");
-};
-
-// What the quantized operand carries besides its bytes, in the form the mainloop reads.
-struct GroupParams {
-  const void* b_scale = nullptr;  // kW4A8Group, kW4A16: [N, G]
-  const void* b_zero = nullptr;  // [N, G] for the grouped products, else a row
-  const uint8_t* multiplier = nullptr;  // kW4A8Multiplier: [N, G]
-  DType b_scale_dtype = DType::kNone;
-  DType b_zero_dtype = DType::kNone;
-  int b_zero_stride = 0;  // not grouped: from one n to the next
-  int group_shift = 31;  // k >> group_shift is k's group
-  int group_size = 0;  // k
-  int groups = 1;
+// The operands of a product, rows in bytes.
+struct Operands {
+  const char* a = nullptr;
+  const char* b = nullptr;
+  int64_t lda = 0, ldb = 0;
+  int rows = 0, columns = 0;  // M, N
 };
 
 // kOp_: the product. Shape_, WarpShape_: elements (GemmShape). kStages_: tiles in flight + 1.
@@ -122,18 +47,21 @@ class Mainloop {
   using WarpCount = cutlass::gemm::GemmShape<Shape::kM / WarpShape::kM, Shape::kN / WarpShape::kN,
                                              Shape::kK / WarpShape::kK>;
   static constexpr int kThreads = 32 * WarpCount::kCount;
+  static constexpr int kSlices = WarpCount::kK;  // warps that share an output and split its k
 
   static constexpr bool kBf16 = kOp == GemmOp::kW4A16;
   static constexpr bool kS4 = kOp == GemmOp::kW4A4;
-  // Partial sums of one group are folded into float32 totals.
-  static constexpr bool kFold = kOp == GemmOp::kW4A8Group || kOp == GemmOp::kW4A16;
   static constexpr bool kMultiplier = kOp == GemmOp::kW4A8Multiplier;
+  // Scales multiply the weights while they are unpacked, or the sums of each group, which are then
+  // folded into float32 totals. The second is exact, the first leaves registers for high tiles.
+  static constexpr bool kWeightScale = is_weight_scaled(kOp, WarpShape::kM);
+  static constexpr bool kFold = kOp == GemmOp::kW4A8Group || (kBf16 && !kWeightScale);
+  static constexpr bool kGroups = is_grouped(kOp);
   // Weights enter the mma as 16 * q, one AND away from the packed word.
   static constexpr bool kTimes16 = kOp == GemmOp::kW4A8 || kOp == GemmOp::kW4A8Group;
 
   using Partial = cutlass::platform::conditional_t<kBf16, float, int>;  // what mma accumulates
-  using ElementC = cutlass::platform::conditional_t<kFold, float, int>;  // what leaves the mainloop
-  using InstructionShape = cutlass::gemm::GemmShape<16, 8, kS4 ? 64 : kBf16 ? 16 : 32>;
+  using ElementC = cutlass::platform::conditional_t<kFold || kBf16, float, int>;  // what leaves
 
   // A step is the k of one B fragment load: 32 (64 for int4 x int4); bf16 runs two mma over it.
   static constexpr int kStepK = kS4 ? 64 : 32;
@@ -145,10 +73,10 @@ class Mainloop {
   static constexpr bool kWideB = kOp == GemmOp::kW8A8 || kS4;  // 32 bytes of B a step, else 16
   static constexpr int kBLoads = kWideB ? kNTiles / 2 : kNTiles / 4;  // ldmatrix.x4 a step
   // Fractional zero points (kW4A16). What is left of them beside an integer would round the
-  // weights; where the tile is low enough to have the registers, it goes on the sums instead, times
-  // the row sum of a, which one more mma with ones gives. Low tiles are also those whose few
-  // outputs do not average the weights' rounding away.
-  static constexpr bool kExactRest = kBf16 && kMTiles <= 2;
+  // weights; where scales go on the sums, it does too, times the row sum of a, which one more mma
+  // with ones gives. Low tiles are also those whose few outputs do not average the weights'
+  // rounding away.
+  static constexpr bool kExactRest = kBf16 && kFold;
   // Row sums of a are shared out over the warps that read the same rows.
   static constexpr int kSumTiles = (kMTiles + WarpCount::kN - 1) / WarpCount::kN;
 
@@ -156,33 +84,42 @@ class Mainloop {
                 Shape::kK % WarpShape::kK == 0);
   static_assert(WarpShape::kM % 16 == 0 && WarpShape::kN % (kWideB ? 16 : 32) == 0);
   static_assert(WarpShape::kK % kStepK == 0 && kStages >= 2);
+  static_assert(kNTiles % kSlices == 0, "slices share the columns of their sum");
 
   using TileA = SharedTile<Shape::kM, Shape::kK * a_bits(kOp) / 8>;
   using TileB = SharedTile<Shape::kN, Shape::kK * b_bits(kOp) / 8>;
 
-  // Group scales (multipliers) and zero points travel through shared memory too. Theirs are [N, G]
-  // arrays of which a tile needs a narrow column, so a block of kGroupBlock groups is fetched at
-  // once, as 32-bit words whatever the dtype, when the first tile that needs it is:
-  // [block][column][word], a word of padding a column against bank conflicts. kGroupBlocks of them
-  // cover the tiles in flight even with the smallest group, 32.
-  static constexpr bool kGroups = kFold || kMultiplier;
-  static constexpr int kGroupBlock = group_block_of(Shape::kK);
-  static constexpr int kGroupBlocks = group_blocks_of(Shape::kK, kStages);
-  static constexpr int kColumnWords = kGroupBlock + 1;
-  static constexpr int kBlockWords = kColumnWords * Shape::kN;
+  // Of one warp, in the order [n tile][m tile][4]: column 8 * n + 2 * (lane % 4) + (r % 2), row
+  // 16 * m + 8 * (r / 2) + lane / 4.
+  static constexpr int kOwnTiles = kNTiles / kSlices;  // n tiles whose sum a warp ends up with
+  using Result = ElementC[kOwnTiles][kMTiles][4];
 
-  struct PlainStorage {
+  static constexpr int kMinGroup = min_group_of(Shape::kK, WarpShape::kK);
+  using Groups =
+      GroupCache<kOp, kWeightScale, Shape::kN, Shape::kK, kMinGroup,
+                 period_groups_of(Shape::kM, Shape::kK, WarpShape::kK), kThreads>;
+
+  struct Stages {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
     alignas(128) uint8_t b[kStages][TileB::kBytes];
   };
+  // Sums of the slices, where they meet.
+  struct Exchange {
+    alignas(128) int4 sum[kSlices][WarpCount::kM * WarpCount::kN][kNTiles][kMTiles][32];
+  };
+  struct PlainStorage {
+    // The segment that copies go on to: of odd and even number, written by one thread a segment
+    // ahead. Working it out takes divisions and registers that are short where the copies are.
+    Segment upcoming[2];
+    union {
+      Stages stages;
+      cutlass::platform::conditional_t<(kSlices > 1), Exchange, Stages> exchange;
+    };
+  };
   struct GroupStorage : PlainStorage {
-    alignas(128) uint32_t scale[kGroupBlocks][kBlockWords];
-    alignas(128) uint32_t zero[kGroupBlocks][kBlockWords];
+    alignas(128) typename Groups::Storage groups;
   };
   using SharedStorage = cutlass::platform::conditional_t<kGroups, GroupStorage, PlainStorage>;
-
-  // In the order of CUTLASS's warp-level tensor op: [n][m][4].
-  using FragmentC = cutlass::Array<ElementC, kMTiles * kNTiles * 4>;
 
  private:
   // 1.5 * 2^23 as an integer: int32 sums that start here are, read as float32, 1.5 * 2^23 + sum as
@@ -191,41 +128,36 @@ class Mainloop {
   static constexpr int kMagicBits = 0x4B400000;
   static constexpr float kMagic = 12582912.f;
 
+  // Copies run on into the next segment, unless the stages are needed for the sums of slices.
+  static constexpr bool kRunsOn = kSlices == 1;
+
   uint32_t shared_a_, shared_b_;  // stage 0
   uint32_t lane_a_, lane_b_;  // this lane's offset in a stage at step 0
   int lane_;
   int warp_m_, warp_n_, warp_k_;
 
-  TileLoader<TileA, kThreads> loader_a_;
-  TileLoader<TileB, kThreads> loader_b_;
-  int tiles_;  // k tiles of this block
-  int loaded_ = 0;  // k tiles asked for
-  int load_stage_ = 0;
-  int loaded_blocks_ = 0;  // blocks of groups asked for
-
+  const Operands& operands_;
+  const Schedule& schedule_;
   const GroupParams& group_;
   SharedStorage& shared_;
-  int column_begin_;  // first column of this block
-  int columns_;  // columns of the whole matrix
-  int k_begin_;  // first k of this block
+
+  // The copies: which segment they are in, and what is left of it.
+  TileLoader<TileA, kThreads> loader_a_;
+  TileLoader<TileB, kThreads> loader_b_;
+  int load_segment_ = 0;
+  int load_left_ = 0;  // k tiles
+  int stage_ = 0;  // of the next k tile to compute
 
  public:
-  __device__ Mainloop(SharedStorage& shared, const char* a, int64_t lda, const char* b, int64_t ldb,
-                      int rows, int columns, int column_begin, int k_begin, int k_end,
-                      const GroupParams& group, int thread, int warp, int lane)
-      : shared_a_(shared_address(shared.a)),
-        shared_b_(shared_address(shared.b)),
+  __device__ Mainloop(SharedStorage& shared, const Operands& operands, const Schedule& schedule,
+                      const GroupParams& group, int warp, int lane)
+      : shared_a_(shared_address(shared.stages.a)),
+        shared_b_(shared_address(shared.stages.b)),
         lane_(lane),
-        loader_a_(a, lda, rows, k_begin * a_bits(kOp) / 8, k_end * a_bits(kOp) / 8, thread),
-        loader_b_(b, ldb, columns - column_begin, k_begin * b_bits(kOp) / 8,
-                  k_end * b_bits(kOp) / 8, thread),
-        tiles_((k_end - k_begin + Shape::kK - 1) / Shape::kK),
+        operands_(operands),
+        schedule_(schedule),
         group_(group),
-        shared_(shared),
-        column_begin_(column_begin),
-        columns_(columns),
-        k_begin_(k_begin) {
-    // The order of warps CUTLASS's epilogue assumes: m fastest, then n, then k.
+        shared_(shared) {
     warp_k_ = warp / (WarpCount::kM * WarpCount::kN);
     warp_m_ = warp % (WarpCount::kM * WarpCount::kN) % WarpCount::kM;
     warp_n_ = warp % (WarpCount::kM * WarpCount::kN) / WarpCount::kM;
@@ -249,37 +181,90 @@ class Mainloop {
     lane_b_ ^= warp_k_ * (WarpShape::kK * b_bits(kOp) / 8);
   }
 
-  // Fills all stages but one. Returns at once; what the caller does next overlaps the copies.
-  __device__ __forceinline__ void prologue() {
-#pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) load_tile();
+  // The first row and column of the tile that this warp's result covers.
+  __device__ __forceinline__ int result_row() const { return warp_m_ * WarpShape::kM; }
+  __device__ __forceinline__ int result_column() const {
+    return warp_n_ * WarpShape::kN + warp_k_ * kOwnTiles * 8;
   }
 
-  // a_sum: shared memory, zeros, one a row of the threadblock tile; row sums of a are collected
-  // there.
-  __device__ __forceinline__ void operator()(FragmentC& accumulators, int* a_sum) {
-    if constexpr (kOp == GemmOp::kW4A16) {
-      // Integer zero points leave an integer to subtract, see begin_group.
-      const bool fractional = group_.b_zero != nullptr && group_.b_zero_dtype != DType::kInt8 &&
-                              group_.b_zero_dtype != DType::kInt32;
-      if (fractional) return run<true>(accumulators, a_sum);
+  // Starts the copies of the block's first segment; with `restart`, of a later one. Returns at
+  // once; what the caller does next overlaps them.
+  __device__ __forceinline__ void prologue(const Segment& segment, int index, bool restart) {
+    if (restart && kRunsOn) return;
+    open(segment, index);
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) {
+      load_tile((stage_ + i) % kStages);
+      // Short segments leave stages for the next ones.
+      Segment next;
+      if (kRunsOn && load_left_ == 0 &&
+          schedule_.segment(blockIdx.x, load_segment_ + 1, &next)) {
+        open(next, load_segment_ + 1);
+      }
     }
-    if constexpr (kOp == GemmOp::kW4A8Group) {
-      if (group_.b_zero != nullptr) return run<true>(accumulators, a_sum);
+  }
+
+  // The sums of a segment. a_sum: shared memory, zeros, one a row of the threadblock tile; where b
+  // has zero points the row sums of a are collected there.
+  __device__ __forceinline__ void operator()(const Segment& segment, Result& result, int* a_sum) {
+    if constexpr (kGroups) {
+      // Groups that a warp's share of a k tile does not lie in whole change between steps.
+      const bool per_step = kMinGroup < WarpShape::kK && group_.groups > 1 &&
+                            1 << group_.group_shift < WarpShape::kK;
+      bool zeros = group_.b_zero != nullptr;
+      if constexpr (kBf16) {
+        // Integer zero points leave an integer to subtract, see GroupCache.
+        zeros &= group_.b_zero_dtype != DType::kInt8 && group_.b_zero_dtype != DType::kInt32;
+        if constexpr (kWeightScale) zeros |= group_.b_scale_dtype != DType::kBFloat16;
+      }
+      if constexpr (kWeightScale) {
+        // Where a group begins only decides which words are read.
+        if (zeros) return run<true, true>(segment, result, a_sum);
+        return run<false, true>(segment, result, a_sum);
+      }
+      if constexpr (!kMultiplier) {
+        if (zeros) {
+          if (per_step) return run<true, true>(segment, result, a_sum);
+          return run<true, false>(segment, result, a_sum);
+        }
+      }
+      if (per_step) return run<false, true>(segment, result, a_sum);
+    } else {
+      if (group_.b_zero != nullptr) return run<true, false>(segment, result, a_sum);
     }
-    run<false>(accumulators, a_sum);
+    run<false, false>(segment, result, a_sum);
   }
 
  private:
-  __device__ __forceinline__ void load_tile() {
-    if (loaded_ < tiles_) {
-      loader_a_.load(shared_a_ + load_stage_ * TileA::kBytes);
-      loader_b_.load(shared_b_ + load_stage_ * TileB::kBytes);
-      if constexpr (kGroups) load_groups();
-      ++loaded_;
-      load_stage_ = load_stage_ + 1 == kStages ? 0 : load_stage_ + 1;
+  __device__ __forceinline__ void open(const Segment& s, int index) {
+    load_segment_ = index;
+    if (kRunsOn && threadIdx.x == 0) {
+      Segment& after = shared_.upcoming[(index + 1) % 2];
+      if (!schedule_.segment(blockIdx.x, index + 1, &after)) after.k_end = 0;
     }
-    copy_async_commit();  // an empty group keeps the count of groups in step
+    load_left_ = (s.k_end - s.k_begin + Shape::kK - 1) / Shape::kK;
+    const int row = s.tile_m * Shape::kM, column = s.tile_n * Shape::kN;
+    loader_a_.start(operands_.a + row * operands_.lda, operands_.lda, operands_.rows - row,
+                    s.k_begin * a_bits(kOp) / 8, s.k_end * a_bits(kOp) / 8);
+    loader_b_.start(operands_.b + column * operands_.ldb, operands_.ldb,
+                    operands_.columns - column, s.k_begin * b_bits(kOp) / 8,
+                    s.k_end * b_bits(kOp) / 8);
+  }
+
+  // Goes on to the next segment where one is copied whole. A barrier has passed since the last
+  // segment was opened, so the next one is known.
+  __device__ __forceinline__ void open_next() {
+    const Segment& next = shared_.upcoming[(load_segment_ + 1) % 2];
+    if (next.k_end > 0) open(next, load_segment_ + 1);
+  }
+
+  // Behind the last k tile of all come zeros: copies that read nothing are cheaper than a branch in
+  // the loop.
+  __device__ __forceinline__ void load_tile(int stage) {
+    loader_a_.load(shared_a_ + stage * TileA::kBytes, operands_.lda);
+    loader_b_.load(shared_b_ + stage * TileB::kBytes, operands_.ldb);
+    --load_left_;
+    copy_async_commit();
   }
 
   __device__ __forceinline__ void fetch_a(uint32_t (&a)[kMTiles][4], int stage, int substep) const {
@@ -342,396 +327,244 @@ class Mainloop {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
   }
 
-  // The words of rows n of an [N, G] array with groups [g0, g0 + kGroupBlock), to `shared`.
-  __device__ __forceinline__ void copy_groups(uint32_t shared, const void* array, int size,
-                                              int g0) const {
-    constexpr int kWords = Shape::kN * kGroupBlock;
-    static_assert(kWords % kThreads == 0 && kThreads % kGroupBlock == 0);
-    const int w = static_cast<int>(threadIdx.x) % kGroupBlock;
-    // A row's groups need not start at a word.
-    const bool needed = size == 4 || w <= kGroupBlock * size / 4;
-    const auto base = reinterpret_cast<uintptr_t>(array);
-    const uintptr_t end = base + static_cast<int64_t>(columns_) * group_.groups * size;
-#pragma unroll
-    for (int i = 0; i < kWords / kThreads; ++i) {
-      const int column = static_cast<int>(threadIdx.x) / kGroupBlock + i * (kThreads / kGroupBlock);
-      const int n = column_begin_ + column;
-      const uintptr_t row = base + (static_cast<int64_t>(n) * group_.groups + g0) * size;
-      const uintptr_t word = (row & ~uintptr_t{3}) + w * 4;
-      const int left = static_cast<int>(static_cast<uint32_t>(end) - static_cast<uint32_t>(word));
-      const uint32_t to = shared + (column * kColumnWords + w) * 4;
-      if (left <= 0 || left >= 4) {
-        copy_async_4(to, reinterpret_cast<const void*>(word), n < columns_ && needed && left > 0);
-      }
-    }
-    // The array may end inside a word, of which nothing more may be touched. With few groups more
-    // than one of the last columns lies in it.
-    const int tail = static_cast<int>(end & 3);
-    if (size == 4 || tail == 0 || column_begin_ + Shape::kN + 4 < columns_) return;
-    const auto* bytes = reinterpret_cast<const unsigned char*>(end - tail);
-#pragma unroll 1
-    for (int i = 0; i < kWords / kThreads; ++i) {
-      const int column = static_cast<int>(threadIdx.x) / kGroupBlock + i * (kThreads / kGroupBlock);
-      const int n = column_begin_ + column;
-      const uintptr_t row = base + (static_cast<int64_t>(n) * group_.groups + g0) * size;
-      if (n >= columns_ || (row & ~uintptr_t{3}) + w * 4 != end - tail) continue;
-      uint32_t x = __ldg(bytes);
-      if (tail > 1) x |= static_cast<uint32_t>(__ldg(bytes + 1)) << 8;
-      if (tail > 2) x |= static_cast<uint32_t>(__ldg(bytes + 2)) << 16;
-      store_shared_32(shared + (column * kColumnWords + w) * 4, x);
-    }
-  }
-
-  // Called for every tile; fetches when the tile begins a new block of groups.
-  __device__ __forceinline__ void load_groups() {
-    const int first = k_begin_ >> group_.group_shift;
-    const int g = (k_begin_ + loaded_ * Shape::kK) >> group_.group_shift;
-    if ((g - first) / kGroupBlock < loaded_blocks_) return;
-    const int g0 = first + loaded_blocks_ * kGroupBlock;
-    const int to = loaded_blocks_ % kGroupBlocks;
-    if constexpr (kFold) {
-      copy_groups(shared_address(shared_.scale[to]), group_.b_scale, size_of(group_.b_scale_dtype),
-                  g0);
-    } else {
-      copy_groups(shared_address(shared_.scale[to]), group_.multiplier, 1, g0);
-    }
-    if (group_.b_zero) {
-      copy_groups(shared_address(shared_.zero[to]), group_.b_zero, size_of(group_.b_zero_dtype),
-                  g0);
-    }
-    ++loaded_blocks_;
-  }
-
-  // Element (column, g) of an array that was copied by copy_groups: its word, and the bits before
-  // it.
-  struct WordOf {
-    uint32_t word;
-    int bit;
-  };
-  __device__ __forceinline__ WordOf word_of(const uint32_t* block, const void* array, int size,
-                                            int column, int g0, int g) const {
-    const uint32_t* words = block + column * kColumnWords;
-    if (size == 4) return {words[g - g0], 0};
-    const int base = static_cast<int>(reinterpret_cast<uintptr_t>(array)) & 3;
-    // Differences of addresses: their low bits are enough.
-    const uint32_t row = base + ((column_begin_ + column) * group_.groups + g0) * size;
-    const uint32_t at = row + (g - g0) * size;
-    return {words[(at >> 2) - (row >> 2)], static_cast<int>(at & 3) * 8};
-  }
-  // An int8 or int32 out of its word, without a branch.
-  __device__ __forceinline__ static int int_in(uint32_t word, int bit, bool is_int8) {
-    const int unused = is_int8 ? 24 : 0;
-    return static_cast<int>(word << (unused - bit)) >> unused;
-  }
-  template <DType kType>
-  __device__ __forceinline__ static float float_in(uint32_t word, int bit) {
-    if constexpr (kType == DType::kBFloat16)
-      return __uint_as_float(word >> bit << 16);
-    else if constexpr (kType == DType::kFloat16)
-      return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> bit)));
-    else
-      return __uint_as_float(word);
-  }
-
-  // What unpacking needs of a group, for this thread's columns of the B fragments: kW4A16 the pairs
-  // (c0, c0) and (c1, c1), kW4A8Multiplier m and c, kW4A8Group with zero points c.
-  struct GroupFragment {
-    uint32_t unpack[kNTiles][2];
-    __device__ GroupFragment() {
-#pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        unpack[j][0] = 0xC308C308u;  // kW4A16 without zero points: -136
-        unpack[j][1] = 0;
-      }
-    }
-  };
-
-  // Where a group lies in shared memory.
-  struct GroupPlace {
-    int g, g0, slot;
-  };
-  __device__ __forceinline__ GroupPlace place_of(int k) const {
-    const int g = k >> group_.group_shift, first = k_begin_ >> group_.group_shift;
-    const int block = (g - first) / kGroupBlock;
-    return {g, first + block * kGroupBlock, block % kGroupBlocks};
-  }
-
-  // Scales of this thread's columns of the accumulators.
-  using Scales = float[kNTiles][2];
-  template <DType kType, bool kZeros>
-  __device__ __forceinline__ void read_scales(Scales& scales, GroupPlace const& at) const {
-#pragma unroll
-    for (int j = 0; j < kNTiles; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int column = warp_column() + j * 8 + lane_ % 4 * 2 + c;
-        const WordOf x =
-            word_of(shared_.scale[at.slot], group_.b_scale, size_of(kType), column, at.g0, at.g);
-        scales[j][c] = float_in<kType>(x.word, x.bit);
-        // Without zero points the sums hold 16 * q.
-        if constexpr (kOp == GemmOp::kW4A8Group && !kZeros) scales[j][c] *= 0.0625f;
-      }
-  }
-  template <bool kZeros>
-  __device__ __forceinline__ void read_scales(Scales& scales, int k) const {
-    const GroupPlace at = place_of(k);
-    switch (group_.b_scale_dtype) {
-      case DType::kBFloat16: return read_scales<DType::kBFloat16, kZeros>(scales, at);
-      case DType::kFloat16: return read_scales<DType::kFloat16, kZeros>(scales, at);
-      default: return read_scales<DType::kFloat32, kZeros>(scales, at);
-    }
-  }
-
-  // A fractional zero point as an integer c0 - 136, which unpacking subtracts, and the rest c1.
-  __device__ __forceinline__ static void split_zero(float zero, float& c0, float& c1) {
-    c0 = fminf(fmaxf(rintf(136.f + zero), -256.f), 256.f);
-    c1 = zero - (c0 - 136.f);
-  }
-  // The rests of this thread's columns of the accumulators.
-  __device__ __forceinline__ void read_rests(Scales& rests, int k) const {
-    const GroupPlace at = place_of(k);
-    const bool narrow = group_.b_zero_dtype == DType::kBFloat16;
-#pragma unroll
-    for (int j = 0; j < kNTiles; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int column = warp_column() + j * 8 + lane_ % 4 * 2 + c;
-        const WordOf x =
-            word_of(shared_.zero[at.slot], group_.b_zero, narrow ? 2 : 4, column, at.g0, at.g);
-        float c0;
-        split_zero(narrow ? float_in<DType::kBFloat16>(x.word, x.bit) : __uint_as_float(x.word), c0,
-                   rests[j][c]);
-      }
-  }
-
-  // Takes up the group of k for unpacking.
-  template <bool kZeros>
-  __device__ __forceinline__ void begin_group(GroupFragment& f, int k) {
-    const bool has_zero = group_.b_zero != nullptr;
-    if (!kMultiplier && !has_zero) return;  // what GroupFragment starts with stays right
-    const GroupPlace at = place_of(k);
-    const int g0 = at.g0, g = at.g;
-    const uint32_t* zeros = shared_.zero[at.slot];
-    const bool is_int8 = group_.b_zero_dtype == DType::kInt8;
-    const int zero_size = is_int8 ? 1 : kZeros && group_.b_zero_dtype == DType::kBFloat16 ? 2 : 4;
-#pragma unroll
-    for (int j = 0; j < kNTiles; ++j) {
-      const int column = warp_column() + j * 8 + lane_ / 4;
-      [[maybe_unused]] const bool real = column_begin_ + column < columns_ && g < group_.groups;
-      WordOf z{0, 0};
-      if (!kMultiplier || has_zero) z = word_of(zeros, group_.b_zero, zero_size, column, g0, g);
-      if constexpr (kBf16) {
-        // w = (v - c0) - c1 with v = 136 + q: c0 an integer that bfloat16 holds, so that the first
-        // difference is exact; c1 the rest of a fractional zero point. An integer zero point for
-        // which bfloat16 does not hold c0 makes its column NaN.
-        float c0, c1 = 0.f;
-        if constexpr (kZeros) {
-          const float zero = zero_size == 2 ? float_in<DType::kBFloat16>(z.word, z.bit)
-                                            : float_in<DType::kFloat32>(z.word, z.bit);
-          split_zero(zero, c0, c1);
-        } else {
-          c0 = __int2float_rn(136 + int_in(z.word, z.bit, is_int8));
-          if (__bfloat162float(__float2bfloat16_rn(c0)) != c0) c0 = __int_as_float(0x7FC00000);
-        }
-        const __nv_bfloat162 p0 = __float2bfloat162_rn(-c0);
-        const __nv_bfloat162 p1 = __float2bfloat162_rn(-c1);
-        f.unpack[j][0] = reinterpret_cast<const uint32_t&>(p0);
-        f.unpack[j][1] = reinterpret_cast<const uint32_t&>(p1);
-      } else if constexpr (kMultiplier) {
-        // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less
-        // 128. Where some q of -8..7 would leave int8 the column becomes NaN.
-        const WordOf x = word_of(shared_.scale[at.slot], group_.multiplier, 1, column, g0, g);
-        const int m = x.word >> x.bit & 0xFF;
-        const int c = 128 - m * (8 + int_in(z.word, z.bit, is_int8));
-        if (real && (m < 1 || m > 15 || c < 0 || 15 * m + c > 255)) bad_columns_ |= 1u << j;
-        f.unpack[j][0] = m;
-        f.unpack[j][1] = (c & 0xFF) * 0x01010101u;
-      } else if constexpr (kZeros) {
-        // w = q - zero as the unsigned byte (q + 8) + c, c = 120 - zero, less 128. Where w would
-        // leave int8 the column becomes NaN.
-        const int c = 120 - int_in(z.word, z.bit, is_int8);
-        if (real && (c < 0 || c > 240)) bad_columns_ |= 1u << j;
-        f.unpack[j][0] = (c & 0xFF) * 0x01010101u;
-      }
-    }
-  }
-
- public:
-  // Bit j: weights of column 8 * j + lane / 4 of this warp left int8; its outputs shall be NaN.
-  uint32_t bad_columns_ = 0;
   __device__ __forceinline__ int warp_column() const { return warp_n_ * WarpShape::kN; }
 
- private:
-  // kZeros: the weights' zero points take part in unpacking (see operator()).
+  // d = a * b + c
+  __device__ __forceinline__ static void multiply(Partial (&d)[4], const uint32_t (&a)[4],
+                                                  const uint32_t (&b)[2], const Partial (&c)[4]) {
+    if constexpr (kBf16)
+      mma_bf16(d, a, b, c);
+    else if constexpr (kS4)
+      mma_s4(d, a, b, c);
+    else
+      mma_s8(d, a, b, c);
+  }
+
+  // What unpacking needs of a group, for this thread's columns of the B fragments.
+  struct UnpackParams {
+    uint32_t c[kNTiles];  // array[kUnpack], see GroupCache
+  };
   template <bool kZeros>
-  __device__ __forceinline__ void run(FragmentC& accumulators, int* a_sum);
+  __device__ __forceinline__ void begin_group(UnpackParams& u, int slot) const {
+    if constexpr (kGroups && !kWeightScale && (kBf16 || kMultiplier || kZeros)) {
+      const int column = warp_column() + lane_ / 4;
+#pragma unroll
+      for (int j = 0; j < kNTiles; ++j) {
+        u.c[j] = shared_.groups.array[Groups::kUnpack][slot][column + j * 8];
+      }
+    }
+  }
+
+  // n tile j's fragment of one mma, from the packed word x. half: kBf16, which nibbles.
+  template <bool kZeros>
+  __device__ __forceinline__ void unpack(uint32_t (&b)[2], uint32_t x, int half,
+                                         const UnpackParams& u, int j, int slot) const {
+    if constexpr (kMultiplier) {
+      const uint32_t m = u.c[j] & 0xFF, c = (u.c[j] >> 8) * 0x01010101u;
+      const uint32_t v = x ^ 0x88888888u;  // nibbles q + 8
+      b[0] = ((v & 0x0F0F0F0Fu) * m + c) ^ 0x80808080u;
+      b[1] = ((v >> 4 & 0x0F0F0F0Fu) * m + c) ^ 0x80808080u;
+    } else if constexpr (kOp == GemmOp::kW4A8Group && kZeros) {
+      const uint32_t v = x ^ 0x88888888u;
+      b[0] = ((v & 0x0F0F0F0Fu) + u.c[j]) ^ 0x80808080u;
+      b[1] = ((v >> 4 & 0x0F0F0F0Fu) + u.c[j]) ^ 0x80808080u;
+    } else if constexpr (kTimes16) {
+      b[0] = (x * 16u) & 0xF0F0F0F0u;
+      b[1] = x & 0xF0F0F0F0u;
+    } else {
+      // A byte q + 8 below the byte 0x43 is the bfloat16 136 + q.
+      const uint32_t y = x ^ 0x88888888u;
+      const uint32_t v = (half == 0 ? y : y >> 4) & 0x0F0F0F0Fu;
+      constexpr uint32_t kOne = 0x3F803F80u;
+      b[0] = __byte_perm(v, 0x43434343u, 0x4140);
+      b[1] = __byte_perm(v, 0x43434343u, 0x4342);
+      if constexpr (kWeightScale) {
+        const int column = 2 * (warp_column() + lane_ / 4 + j * 8);
+        const uint2 w = *reinterpret_cast<const uint2*>(
+            &shared_.groups.array[Groups::kUnpack][slot][column]);
+        uint2 rest;
+        if constexpr (kZeros)
+          rest = *reinterpret_cast<const uint2*>(
+              &shared_.groups.array[Groups::kRest][slot][column]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          b[i] = bf16x2_fma(b[i], kOne, w.x);
+          // (v - c1) * (scale + rest of the scale), rounded once but for the small second term.
+          if constexpr (kZeros)
+            b[i] = bf16x2_fma(b[i], w.y, bf16x2_fma(b[i], rest.x, rest.y));
+          else
+            b[i] = bf16x2_mul(b[i], w.y);
+        }
+      } else {
+        b[0] = bf16x2_fma(b[0], kOne, u.c[j]);
+        b[1] = bf16x2_fma(b[1], kOne, u.c[j]);
+      }
+    }
+  }
+
+  // kZeros: zero points of the weights take part in unpacking, or need row sums of a; kWeightScale:
+  // or scales are not bfloat16. kPerStep: groups change between steps, not only between k tiles.
+  template <bool kZeros, bool kPerStep>
+  __device__ __forceinline__ void run(const Segment& segment, Result& result, int* a_sum);
 };
 
 template <GemmOp kOp_, typename Shape_, typename WarpShape_, int kStages_>
-template <bool kZeros>
+template <bool kZeros, bool kPerStep>
 __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::run(
-    FragmentC& accumulators, int* a_sum) {
+    const Segment& segment, Result& result, int* a_sum) {
   Partial partial[kNTiles][kMTiles][4];
   [[maybe_unused]] float total[kFold ? kNTiles : 1][kFold ? kMTiles : 1][4];
   uint32_t a[2][kMTiles][4];
   uint32_t b_raw[2][kBLoads][4];
-  uint32_t b[kNTiles][2];
   int own_sum[kSumTiles][2];
-  [[maybe_unused]] float a_sum_of_group[kExactRest ? kMTiles : 1]
-                                       [4];  // every column is the row sum
+  // Every column is the row sum.
+  [[maybe_unused]] float a_sum_of_group[kExactRest ? kMTiles : 1][4];
 
-  const Partial start = [] {
-    if constexpr (kOp == GemmOp::kW4A8Group)
-      return Partial(kMagicBits);
-    else
-      return Partial(0);
-  }();
+  constexpr Partial kStart = kOp == GemmOp::kW4A8Group ? Partial(kMagicBits) : Partial(0);
 #pragma unroll
   for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
     for (int i = 0; i < kMTiles; ++i)
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        partial[j][i][r] = start;
-        if constexpr (kFold) total[j][i][r] = 0.f;
+        if constexpr (kFold)
+          total[j][i][r] = 0.f;
+        else
+          partial[j][i][r] = kStart;
       }
 #pragma unroll
   for (int i = 0; i < kSumTiles; ++i) own_sum[i][0] = own_sum[i][1] = 0;
-  if constexpr (kExactRest) {
-#pragma unroll
-    for (int i = 0; i < kMTiles; ++i)
-#pragma unroll
-      for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
-  }
 
   // Grouped products apply zero points to the weights as they unpack them; the others subtract
   // b_zero[n] * (row sum of a) at the end.
-  const bool row_sums = !kGroups && group_.b_zero != nullptr;
+  constexpr bool kRowSums = !kGroups && kZeros;
+  const int tiles = (segment.k_end - segment.k_begin + Shape::kK - 1) / Shape::kK;
+  const int column_begin = segment.tile_n * Shape::kN;
 
-  // A warp folds its sums once a group, or at the end of its slice of the tile if that comes first.
-  [[maybe_unused]] GroupFragment group;
-  int group_steps = 0, steps_left = 0;
+  [[maybe_unused]] UnpackParams params;
+  [[maybe_unused]] int slot = 0;
+  [[maybe_unused]] int k = segment.k_begin + warp_k_ * WarpShape::kK;  // of this warp's tile
+
+  auto groups = [&] {
+    if constexpr (kGroups)
+      return Groups(group_, shared_.groups, operands_.columns);
+    else
+      return 0;
+  }();
   if constexpr (kGroups) {
-    const bool sliced = WarpCount::kK > 1 && group_.group_size > WarpShape::kK;
-    group_steps = steps_left = (sliced ? WarpShape::kK : group_.group_size) >> 5;
+    groups.start(column_begin, segment.k_begin);
+    groups.fetch();
   }
-  // k: any of the group. Beyond the last group (the end of the last tile) the sums are 0 and there
-  // are no scales.
-  auto fold = [&](int k) {
+  copy_async_wait<kStages - 2>();
+  __syncthreads();
+  if constexpr (kGroups) {
+    if constexpr (kMultiplier) {
+      if (threadIdx.x * 32 < Shape::kN) shared_.groups.bad[threadIdx.x] = 0;
+      __syncthreads();
+    }
+    groups.commit();
+    groups.fetch();
+    __syncthreads();
+    slot = groups.slot(k);
+    begin_group<kZeros>(params, slot);
+  }
+  fetch_a(a[0], stage_, 0);
+  fetch_b(b_raw[0], stage_, 0);
+  if (kRowSums) sum_rows(own_sum, stage_, 0);
+
+  auto fold = [&] {
     if constexpr (kFold) {
-      if (k >> group_.group_shift >= group_.groups) return;
-      Scales scales;
-      read_scales<kZeros>(scales, k);
-      [[maybe_unused]] Scales rests;
-      if constexpr (kZeros && kExactRest) read_rests(rests, k);
+      const int column = warp_column() + lane_ % 4 * 2;
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j)
+      for (int j = 0; j < kNTiles; ++j) {
+        const float2 scale = *reinterpret_cast<const float2*>(
+            &shared_.groups.array[Groups::kScale][slot][column + j * 8]);
+        float2 rest;
+        if constexpr (kZeros && kExactRest) {
+          rest = *reinterpret_cast<const float2*>(
+              &shared_.groups.array[Groups::kRest][slot][column + j * 8]);
+        }
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i)
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
             float p;
             if constexpr (kZeros && kExactRest) {
-              p = fmaf(-rests[j][r % 2], a_sum_of_group[i][r], partial[j][i][r]);
-            } else if constexpr (kBf16)
+              p = fmaf(-(r % 2 ? rest.y : rest.x), a_sum_of_group[i][r], partial[j][i][r]);
+            } else if constexpr (kBf16) {
               p = partial[j][i][r];
-            else
+            } else {
               p = __int_as_float(partial[j][i][r]) - kMagic;
-            total[j][i][r] = fmaf(p, scales[j][r % 2], total[j][i][r]);
-            partial[j][i][r] = start;
+            }
+            total[j][i][r] = fmaf(p, r % 2 ? scale.y : scale.x, total[j][i][r]);
           }
-      if constexpr (kZeros && kExactRest) {
-#pragma unroll
-        for (int i = 0; i < kMTiles; ++i)
-#pragma unroll
-          for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
       }
     }
   };
 
-  copy_async_wait<kStages - 2>();
-  __syncthreads();
-  int stage = 0;
-  fetch_a(a[0], 0, 0);
-  fetch_b(b_raw[0], 0, 0);
-  if (row_sums) sum_rows(own_sum, 0, 0);
-  if constexpr (kGroups) begin_group<kZeros>(group, k_begin_ + warp_k_ * WarpShape::kK);
-
-  for (int tile = 0; tile < tiles_; ++tile) {
-    const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
+  const Partial start[4] = {kStart, kStart, kStart, kStart};
+  // A period's groups are put in place behind the last but one tile of the period before: slower
+  // warps are through with what stood there, and one more barrier comes before they are read.
+  [[maybe_unused]] int period = 0, until_groups = 0;
+  if constexpr (kGroups) {
+    period = groups.period();
+    until_groups = period - 1;
+  }
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int next_stage = stage_ + 1 == kStages ? 0 : stage_ + 1;
 #pragma unroll
     for (int s = 0; s < kSubsteps; ++s) {
       constexpr int kLast = kSubsteps - 1;
+      const int step = s / kHalves;
       if (s == kLast) {
         // The next tile has landed for every thread, and every warp has read all of this one.
         copy_async_wait<kStages - 2>();
         __syncthreads();
       }
-      const int fetch_stage = s == kLast ? next_stage : stage;
+      const int fetch_stage = s == kLast ? next_stage : stage_;
       const int next = s == kLast ? 0 : s + 1;
       // Which register buffer a step uses must be a constant: an odd number of steps a tile would
       // swap the buffers from tile to tile, so its last step hands over through buffer 0.
       fetch_a(a[(s + 1) % 2], fetch_stage, next);
-      if (row_sums && (s < kLast || tile + 1 < tiles_)) sum_rows(own_sum, fetch_stage, next);
-      const int step = s / kHalves;
+      if (kRowSums && (s < kLast || tile + 1 < tiles)) sum_rows(own_sum, fetch_stage, next);
       if (s % kHalves == kHalves - 1) {
         fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
       }
-      if (s == 0) load_tile();
+      if (s == 0) load_tile(stage_ == 0 ? kStages - 1 : stage_ - 1);
 
-      // Fragments of B.
+      // Sums start afresh where a group does.
+      const bool fresh = kFold && (kPerStep ? s % kHalves == 0 : s == 0);
       uint32_t (&raw)[kBLoads][4] = b_raw[step % 2];
-#pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        if constexpr (kWideB) {
-          b[j][0] = raw[j / 2][j % 2 * 2];
-          b[j][1] = raw[j / 2][j % 2 * 2 + 1];
-        } else {
-          const uint32_t x = raw[j / 4][j % 4];
-          if constexpr (kOp == GemmOp::kW4A8Group && kZeros) {
-            b[j][0] = (((x & 0x0F0F0F0Fu) ^ 0x08080808u) + group.unpack[j][0]) ^ 0x80808080u;
-            b[j][1] = (((x >> 4 & 0x0F0F0F0Fu) ^ 0x08080808u) + group.unpack[j][0]) ^ 0x80808080u;
-          } else if constexpr (kTimes16) {
-            b[j][0] = (x * 16u) & 0xF0F0F0F0u;
-            b[j][1] = x & 0xF0F0F0F0u;
-          } else if constexpr (kMultiplier) {
-            const uint32_t low = (x & 0x0F0F0F0Fu) ^ 0x08080808u;
-            const uint32_t high = (x >> 4 & 0x0F0F0F0Fu) ^ 0x08080808u;
-            b[j][0] = (low * group.unpack[j][0] + group.unpack[j][1]) ^ 0x80808080u;
-            b[j][1] = (high * group.unpack[j][0] + group.unpack[j][1]) ^ 0x80808080u;
-          } else {
-            // A byte u = q + 8 below the byte 0x43 is the bfloat16 128 + u.
-            const uint32_t y = s % 2 == 0 ? x : x >> 4;
-            const uint32_t u = (y & 0x0F0F0F0Fu) ^ 0x08080808u;
-            constexpr uint32_t kOne = 0x3F803F80u;
-            b[j][0] = bf16x2_fma(__byte_perm(u, 0x43434343u, 0x4140), kOne, group.unpack[j][0]);
-            b[j][1] = bf16x2_fma(__byte_perm(u, 0x43434343u, 0x4342), kOne, group.unpack[j][0]);
-            if constexpr (kZeros && !kExactRest) {
-              b[j][0] = bf16x2_fma(b[j][0], kOne, group.unpack[j][1]);
-              b[j][1] = bf16x2_fma(b[j][1], kOne, group.unpack[j][1]);
-            }
-          }
-        }
-      }
-
       uint32_t (&fa)[kMTiles][4] = a[s % 2];
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j)
+      for (int j = 0; j < kNTiles; ++j) {
+        uint32_t b[2];
+        if constexpr (kWideB) {
+          b[0] = raw[j / 2][j % 2 * 2];
+          b[1] = raw[j / 2][j % 2 * 2 + 1];
+        } else {
+          unpack<kZeros>(b, raw[j / 4][j % 4], s % kHalves, params, j, slot);
+        }
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i) {
           // Serpentine over m, so that consecutive instructions share a register operand.
           const int m = j % 2 ? kMTiles - 1 - i : i;
-          if constexpr (kBf16)
-            mma_bf16(partial[j][m], fa[m], b[j]);
-          else if constexpr (kS4)
-            mma_s4(partial[j][m], fa[m], b[j]);
+          if (fresh)
+            multiply(partial[j][m], fa[m], b, start);
           else
-            mma_s8(partial[j][m], fa[m], b[j]);
+            multiply(partial[j][m], fa[m], b, partial[j][m]);
         }
+      }
       if constexpr (kZeros && kExactRest) {
         const uint32_t ones[2] = {0x3F803F80u, 0x3F803F80u};
 #pragma unroll
-        for (int i = 0; i < kMTiles; ++i) mma_bf16(a_sum_of_group[i], fa[i], ones);
+        for (int i = 0; i < kMTiles; ++i) {
+          if (fresh)
+            mma_bf16(a_sum_of_group[i], fa[i], ones, start);
+          else
+            mma_bf16(a_sum_of_group[i], fa[i], ones, a_sum_of_group[i]);
+        }
       }
       if constexpr (kSubsteps % 2 == 1) {
         if (s == kLast) {
@@ -750,25 +583,32 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         }
       }
       if constexpr (kGroups) {
-        if (s % kHalves == kHalves - 1 && --steps_left == 0) {
-          const int k = k_begin_ + tile * Shape::kK + warp_k_ * WarpShape::kK + step * 32;
-          fold(k);
-          steps_left = group_steps;
-          if (s < kLast) {
-            begin_group<kZeros>(group, k + 32);
-          } else if (tile + 1 < tiles_) {
-            begin_group<kZeros>(group, k + 32 + Shape::kK - WarpShape::kK);
-          }
+        if (kPerStep && s % kHalves == kHalves - 1 && s < kLast) {
+          fold();
+          slot = groups.slot(k + (step + 1) * 32);
+          begin_group<kZeros>(params, slot);
+        }
+        if (s == kLast) {
+          fold();
+          k += Shape::kK;
+          slot = groups.slot(k);
+          begin_group<kZeros>(params, slot);
         }
       }
     }
-    stage = next_stage;
+    stage_ = next_stage;
+    // What happens now and then stands here, where it leaves the steps one block of instructions.
+    if (kRunsOn && load_left_ <= 0) open_next();
+    if constexpr (kGroups) {
+      if (--until_groups == 0) {
+        groups.commit();
+        groups.fetch();
+        until_groups = period;
+      }
+    }
   }
-  if constexpr (kFold) {
-    // A group that is longer than this block's k (one scale a row) ends here.
-    if (steps_left != group_steps) fold(k_begin_);
-  }
-  if constexpr (!kFold) {
+
+  if constexpr (!kFold && !kBf16) {
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
@@ -777,7 +617,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         for (int r = 0; r < 4; ++r) {
           if constexpr (kTimes16) partial[j][i][r] >>= 4;
         }
-    if (row_sums) {
+    if (kRowSums) {
 #pragma unroll
       for (int i = 0; i < kSumTiles; ++i) {
         const int m = warp_n_ * kSumTiles + i;
@@ -791,14 +631,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       }
       __syncthreads();
     }
-    if (row_sums && warp_k_ == 0) {  // the sums are over all slices, the epilogue adds the slices
+    if (kRowSums && warp_k_ == 0) {  // the sums are over all slices, which are added below
       const int* rows = a_sum + warp_m_ * WarpShape::kM + lane_ / 4;
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const int n =
-              min(column_begin_ + warp_column() + j * 8 + lane_ % 4 * 2 + c, columns_ - 1);
+          const int n = min(column_begin + warp_column() + j * 8 + lane_ % 4 * 2 + c,
+                            operands_.columns - 1);
           const int zero = load_int(group_.b_zero, group_.b_zero_dtype,
                                     static_cast<int64_t>(n) * group_.b_zero_stride);
 #pragma unroll
@@ -809,20 +649,47 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         }
     }
   }
+  const auto hand_over = [&](auto& sums) {
+    if constexpr (kSlices > 1) {
+      // The stages become the place where slices meet: nothing may still be copied there.
+      copy_async_wait<0>();
+      __syncthreads();
+      auto& exchange = shared_.exchange.sum;
+      const int at = warp_n_ * WarpCount::kM + warp_m_;
 #pragma unroll
-  for (int j = 0; j < kNTiles; ++j)
+      for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
-    for (int i = 0; i < kMTiles; ++i)
+        for (int i = 0; i < kMTiles; ++i) {
+          exchange[warp_k_][at][j][i][lane_] = reinterpret_cast<const int4&>(sums[j][i]);
+        }
+      __syncthreads();
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        if constexpr (kFold)
-          accumulators[(j * kMTiles + i) * 4 + r] = total[j][i][r];
-        else
-          accumulators[(j * kMTiles + i) * 4 + r] = partial[j][i][r];
-      }
-
-  copy_async_wait<0>();
-  __syncthreads();  // the epilogue reuses the stages' memory
+      for (int j = 0; j < kOwnTiles; ++j)
+#pragma unroll
+        for (int i = 0; i < kMTiles; ++i) {
+#pragma unroll
+          for (int slice = 0; slice < kSlices; ++slice) {
+            const int4 x = exchange[slice][at][warp_k_ * kOwnTiles + j][i][lane_];
+            const ElementC* values = reinterpret_cast<const ElementC*>(&x);
+#pragma unroll
+            for (int r = 0; r < 4; ++r)
+              result[j][i][r] = slice == 0 ? values[r] : result[j][i][r] + values[r];
+          }
+        }
+      __syncthreads();  // before the stages are filled again
+    } else {
+#pragma unroll
+      for (int j = 0; j < kNTiles; ++j)
+#pragma unroll
+        for (int i = 0; i < kMTiles; ++i)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) result[j][i][r] = sums[j][i][r];
+    }
+  };
+  if constexpr (kFold)
+    hand_over(total);
+  else
+    hand_over(partial);
 }
 
 }  // namespace qutlass::threadblock

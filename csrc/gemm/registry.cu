@@ -45,7 +45,7 @@ bool is_empty(const GemmArguments& args) { return args.M == 0 || args.N == 0; }
 }  // namespace
 
 size_t gemm_workspace_bytes(const GemmArguments& args, const GemmConfig& config) {
-  if (config.tile < 0 || is_empty(args) || config.split_k <= 1) return 0;
+  if (config.tile < 0 || is_empty(args) || config.split_k == 1) return 0;
   return entry_of(config.tile).workspace_bytes(args, config.split_k);
 }
 
@@ -64,7 +64,7 @@ Status gemm_launch(const GemmArguments& args, const GemmConfig& config, const De
     return Status::unsupported("no kernel for this problem fits this GPU");
   }
   return entry_of(config.tile)
-      .launch(args, config.split_k, config.split_k > 1 ? next_ticket() : 0, workspace,
+      .launch(args, config.split_k, config.split_k == 1 ? 0 : next_ticket(), workspace,
               static_cast<CUstream_st*>(stream));
 }
 

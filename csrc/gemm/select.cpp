@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which row runs a problem: the legal row with the least estimated time. The estimate is a roofline
-// of one wave of blocks, in seconds, from what the table and the device say; it only has to rank.
+// Which row runs a problem: the legal row and schedule with the least estimated time. The estimate
+// counts what a block does for each k tile - tensor instructions, instructions issued, and the
+// latency of a warp that runs alone - beside the bytes that have to come from memory and from L2.
+// It only has to rank.
+//
+// The constants below were fitted to some thousand times of all rows, schedules and M from 1 to 8192
+// on an H100 (bench/results/), by minimising regret. What a card is - tensor rate, bandwidth,
+// multiprocessors, shared memory - stands apart from them, so that other cards are extrapolated.
 #include <algorithm>
+#include <cmath>
 
 #include "gemm/gemm.h"
+#include "gemm/schedule.h"
+#include "gemm/tiles.h"
 
 namespace qutlass {
 
@@ -11,98 +20,131 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-struct DeviceModel {
-  double clock;  // Hz under load
-  double int8_ops;  // multiply-adds x 2 a clock and multiprocessor, mma.sync s8
-  double bandwidth;  // device memory, bytes/s
-  double l2_bandwidth;  // bytes/s
+struct Card {
+  double clock;       // cycles/us under load
+  double mma_s8, mma_bf16, mma_s4;  // cycles of a scheduler for one instruction
+  double bandwidth;   // device memory, bytes/us
+  double l2_bandwidth;
 };
 
-// Tensor rates a clock are architecture facts (datasheet rate / SMs / boost clock); sm_90's is what
-// mma.sync reaches there.
-DeviceModel model_of(const DeviceInfo& d) {
-  DeviceModel m{};
+// Tensor rates a clock are architecture facts (datasheet rate / SMs / boost clock). sm_86 is taken
+// as GeForce, which runs bf16 with float32 accumulation at half the rate of the A40.
+Card card_of(const DeviceInfo& d) {
+  Card c{};
   if (d.sm >= 90)
-    m = {1.7e9, 5600, 4.2e12, 0};
+    c = {1755, kSm90S8, kSm90Bf16, kSm90S4, 3.35e6, 0};
   else if (d.sm == 80)
-    m = {1.3e9, 4096, 1.5e12, 0};
+    c = {1300, 8, 8, 8, 1.55e6, 0};
   else
-    m = {1.6e9, 2048, 0.7e12, 0};
-  if (d.bandwidth > 0) m.bandwidth = d.bandwidth * 0.87;  // what copies reach of the pin rate
-  m.l2_bandwidth = d.sm_count * 64.0 * m.clock * 0.6;  // 64 bytes a clock and multiprocessor
-  return m;
+    c = {1650, 16, 32, 16, 0.76e6, 0};
+  if (d.bandwidth > 0) c.bandwidth = d.bandwidth * 1e-6;
+  c.bandwidth *= kMemoryShare;
+  c.l2_bandwidth = d.sm_count * kL2BytesPerCycle * c.clock;
+  return c;
 }
 
-double op_rate(GemmOp op, const DeviceInfo& d, const DeviceModel& m) {
+// Instructions of a warp beside each B fragment (8 columns of one mma's k), to make it.
+double unpacking_of(GemmOp op) {
   switch (op) {
-    case GemmOp::kW4A4: return d.native_int4() ? 2 * m.int8_ops : m.int8_ops / 18;
-    // sm_86 runs bf16 with float32 accumulation at a quarter of the int8 rate (GeForce), others
-    // half
-    case GemmOp::kW4A16: return d.sm == 86 || d.sm == 89 ? m.int8_ops / 4 : m.int8_ops / 2;
-    default: return m.int8_ops;
+    case GemmOp::kW4A8: return kUnpackW4A8;
+    case GemmOp::kW4A8Group: return kUnpackGroup;
+    case GemmOp::kW4A8Multiplier: return kUnpackMultiplier;
+    case GemmOp::kW4A16: return kUnpackW4A16;
+    default: return kUnpackNone;
   }
 }
 
 // Registers a thread needs, near enough: accumulators (twice where groups are folded), double-
 // buffered fragments, addresses.
 int registers_of(const GemmTile& t) {
-  const bool fold = t.op == GemmOp::kW4A8Group || t.op == GemmOp::kW4A16;
+  const bool fold = t.op == GemmOp::kW4A8Group ||
+                    (t.op == GemmOp::kW4A16 && !is_weight_scaled(t.op, t.warp_m));
   const int accumulators = t.warp_m * t.warp_n / 32 * (fold ? 2 : 1);
-  return std::min(255, accumulators + t.warp_m / 16 * 8 + t.warp_n / 8 * 4 + 48);
+  const int registers = accumulators + t.warp_m / 16 * 8 + t.warp_n / 8 * 4 + 64;
+  return (std::min(255, registers) + 7) / 8 * 8;
 }
 
 int blocks_per_sm(const GemmTile& t, const DeviceInfo& d) {
   const int by_smem = d.smem_per_sm / (t.smem_bytes + 1024);
-  const int by_registers = 65536 / (ceil_div(registers_of(t), 8) * 8 * t.threads);
-  return std::max(
-      1, std::min({by_smem, by_registers, (d.sm == 80 || d.sm >= 90 ? 64 : 48) * 32 / t.threads}));
+  const int by_registers = 65536 / (registers_of(t) * t.threads);
+  const int by_threads = (d.sm == 80 || d.sm >= 90 ? 2048 : 1536) / t.threads;
+  return std::max(1, std::min({by_smem, by_registers, by_threads}));
 }
 
 double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceInfo& d) {
-  const DeviceModel m = model_of(d);
+  const Card card = card_of(d);
   const double a_bytes = a_bits(p.op) / 8.0, b_bytes = b_bits(p.op) / 8.0;
   const int64_t tiles = ceil_div(p.M, t.m) * ceil_div(p.N, t.n);
-  const int64_t blocks = tiles * split_k;
-  const int resident = blocks_per_sm(t, d);
-  const int64_t busiest = ceil_div(blocks, d.sm_count);  // blocks the busiest multiprocessor runs
-  const int64_t together = std::min<int64_t>(busiest, resident);
-  const double k = static_cast<double>(ceil_div(ceil_div(p.K, split_k), t.k)) * t.k;
+  const int64_t k_tiles = ceil_div(p.K, t.k);
+  const int64_t resident = static_cast<int64_t>(blocks_per_sm(t, d)) * d.sm_count;
+  const int warps = t.threads / 32;
 
-  // One block alone, in clocks: tensor instructions, shared memory reads, and the latency of device
-  // memory that its stages can cover.
-  const int warps = t.threads / 32, slices = t.k / t.warp_k;
-  const double tensor = 2.0 * t.m * t.n * k / op_rate(p.op, d, m);
-  // Fewer than 4 warps do not fill the four schedulers; one warp each hides little latency.
-  const double fill = std::min(1.0, warps * static_cast<double>(together) / 4.0) *
-                      (warps * together >= 8 ? 1.0 : 0.85);
-  const double shared = (t.warp_m * a_bytes + t.warp_n * b_bytes) * k / slices * warps / 128.0;
-  // The barrier of each tile of k, which more stages hide better.
-  const double barriers = k / t.k * 400.0 / ((t.stages - 1) * (t.stages - 1));
-  const double work = std::max(tensor / fill, shared) + barriers;
-  const double latency = k / t.k * (900.0 / (t.stages - 1) + 60.0);
-  const double alone = std::max(work, latency);
-  // Blocks that run together share the units but not the latency.
-  const double rounds = static_cast<double>(busiest) / together;
-  const double block_time = std::max(alone, work * together) * rounds / m.clock;
+  // Instructions of a warp for one k tile.
+  const bool bf16 = p.op == GemmOp::kW4A16;
+  const int steps = t.warp_k / (p.op == GemmOp::kW4A4 ? 64 : 32) * (bf16 ? 2 : 1);
+  const int m_tiles = t.warp_m / 16, n_tiles = t.warp_n / 8;
+  const bool fold = p.op == GemmOp::kW4A8Group || (bf16 && !is_weight_scaled(p.op, t.warp_m));
+  const double mma = steps * m_tiles * n_tiles;
+  const double instructions = mma + steps * n_tiles * unpacking_of(p.op) + 2.0 * steps * m_tiles +
+                              kLoop + (fold ? 1.6 * 4 * m_tiles * n_tiles : 0);
+
+  // k tiles of a block, and how often a multiprocessor changes blocks or tiles.
+  int64_t blocks = 0;
+  double block_tiles = 0, segments = 1, parts = split_k;
+  if (split_k != kStreamK) {
+    blocks = tiles * split_k;
+    block_tiles = static_cast<double>(ceil_div(k_tiles, split_k));
+  } else if (tiles < resident) {
+    block_tiles = static_cast<double>(ceil_div(tiles * k_tiles, resident));
+    blocks = ceil_div(tiles * k_tiles, static_cast<int64_t>(block_tiles));
+    segments = block_tiles < k_tiles ? 2 : 1;
+    parts = block_tiles < k_tiles ? k_tiles / block_tiles : 2;
+  } else {
+    blocks = resident;
+    block_tiles = static_cast<double>(tiles) * k_tiles / resident;
+    segments = static_cast<double>(tiles) / resident + 1;
+    parts = 2;
+  }
+  const int64_t per_sm = ceil_div(blocks, d.sm_count);
+  const double together =
+      static_cast<double>(std::min<int64_t>(per_sm, resident / d.sm_count));
+  double rounds = per_sm / together;
+  if (split_k != kStreamK && rounds > 1) rounds = static_cast<double>(ceil_div(blocks, resident));
+
+  const double rate = bf16 ? card.mma_bf16 : p.op == GemmOp::kW4A4 ? card.mma_s4 : card.mma_s8;
+  double limits[] = {mma * rate * warps / 4 * together,                     // tensor units
+                     instructions * warps / 4 * together / kIssue,          // schedulers
+                     instructions * kAlone + kBarrier / (t.stages - 1)};    // one warp's latency
+  std::sort(limits, limits + 3);
+  const double k_tile = std::pow(std::pow(limits[2], 4) + std::pow(0.5 * limits[1], 4), 0.25);
+  const double results = t.warp_m * t.warp_n / 32.0 / (t.k / t.warp_k);
+  const double epilogue =
+      kEpilogue + results * kEpilogueResult * std::max(1.0, together * warps / 8);
+  double time = (kPrologue + block_tiles * k_tile * rounds +
+                 epilogue * (split_k != kStreamK ? rounds : segments)) /
+                card.clock;
+  if (parts > 1)
+    time += (kSplit + (parts - 1) * t.m * t.n * 4 / 128.0 * kSplitPart) / card.clock;
 
   const double once = p.M * p.K * a_bytes + p.N * p.K * b_bytes + 2.0 * p.M * p.N;
-  const double through_l2 = blocks * (t.m * a_bytes + t.n * b_bytes) * k;
   const double busy = std::min(1.0, static_cast<double>(blocks) / d.sm_count);
-  const double memory = std::max(once / (m.bandwidth * busy), through_l2 / (m.l2_bandwidth * busy));
-
-  const double epilogue = (600.0 + t.m * t.n / 24.0) * rounds / m.clock;
-  // Partial sums go out and come back through L2, one part after the other.
-  const double split =
-      split_k > 1 ? 0.8e-6 + (split_k - 1) * (8.0 * t.m * t.n / 64.0 / m.clock + 0.2e-6) : 0;
-  return std::max(block_time, memory) + 0.15 * std::min(block_time, memory) + epilogue + split;
+  const double through_l2 =
+      static_cast<double>(tiles) * k_tiles * t.k * (t.m * a_bytes + t.n * b_bytes);
+  const double memory =
+      std::max(once / (card.bandwidth * std::sqrt(busy)), through_l2 / card.l2_bandwidth);
+  return std::max(time, memory) + kOverlap * std::min(time, memory);
 }
 
 }  // namespace
 
 bool gemm_config_legal(const GemmProblem& p, const GemmConfig& c, const DeviceInfo& d) {
-  if (c.tile < 0 || c.tile >= gemm_tile_count() || c.split_k < 1) return false;
+  if (c.tile < 0 || c.tile >= gemm_tile_count() || c.split_k < 0) return false;
   const GemmTile& t = gemm_tile(c.tile);
   if (t.op != p.op || t.smem_bytes > d.smem_per_block) return false;
+  if (!schedule_fits(p.M, p.N, p.K, t.m, t.n, t.k, c.split_k)) return false;
+  if (is_grouped(p.op) && p.group_size < p.K && p.group_size < min_group_of(t.k, t.warp_k)) {
+    return false;
+  }
   // Every part of a split has at least one tile of k.
   const int64_t quantum = p.group_size > t.k && p.group_size < p.K ? p.group_size : t.k;
   const int64_t quanta = ceil_div(p.K, quantum);
@@ -114,16 +156,16 @@ GemmConfig gemm_select(const GemmProblem& p, const DeviceInfo& d) {
   GemmConfig best;
   double least = 0;
   for (int i = 0; i < gemm_tile_count(); ++i) {
-    for (int split_k : {1, 2, 3, 4, 6, 8}) {
-      const GemmConfig c{i, split_k};
-      if (!gemm_config_legal(p, c, d)) continue;
-      if (split_k > 1 && ceil_div(p.M, gemm_tile(i).m) * ceil_div(p.N, gemm_tile(i).n) * split_k >
-                             2 * static_cast<int64_t>(d.sm_count)) {
-        continue;  // splitting is for filling the device
-      }
-      const double x = cost(p, gemm_tile(i), split_k, d);
+    const GemmTile& t = gemm_tile(i);
+    if (t.op != p.op) continue;
+    const int64_t tiles = ceil_div(p.M, t.m) * ceil_div(p.N, t.n);
+    for (int split_k : {1, kStreamK, 2, 3, 4, 6, 8, 12}) {
+      // Splitting is for filling the device.
+      if (split_k > 1 && (tiles > 3 * d.sm_count || tiles * split_k > 6 * d.sm_count)) continue;
+      if (!gemm_config_legal(p, {i, split_k}, d)) continue;
+      const double x = cost(p, t, split_k, d);
       if (best.tile < 0 || x < least) {
-        best = c;
+        best = {i, split_k};
         least = x;
       }
     }

@@ -24,7 +24,7 @@ struct TileRunner {
   }
 
   static size_t workspace_bytes(const GemmArguments& g, int split_k) {
-    return typename Kernel::Params(arguments(g, split_k, 0), 0, 0).get_workspace_size();
+    return Gemm::get_workspace_size(arguments(g, split_k, 0));
   }
 
   static Status launch(const GemmArguments& g, int split_k, uint64_t ticket, void* workspace,

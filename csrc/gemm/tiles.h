@@ -14,45 +14,49 @@ constexpr bool is_grouped(GemmOp op) {
   return op == GemmOp::kW4A8Group || op == GemmOp::kW4A8Multiplier || op == GemmOp::kW4A16;
 }
 
-// Groups whose scales are fetched at once, at least a tile's worth at the smallest group size; and
-// the blocks that the tiles in flight can span, the tile just finished among them.
-constexpr int group_block_of(int k) { return k / 32 > 4 ? k / 32 : 4; }
-constexpr int group_blocks_of(int k, int stages) {
-  const int tiles = group_block_of(k) * 32 / k;
-  return (stages + tiles - 1) / tiles + 1;
+// kW4A16: whether scales multiply the weights, or the sums of each group (see Mainloop).
+constexpr bool is_weight_scaled(GemmOp op, int wm) { return op == GemmOp::kW4A16 && wm > 32; }
+
+// The smallest groups that a row of a grouped product takes (where there is more than one). Rows for
+// large groups only are spared the code and the registers for groups that change within a k tile.
+constexpr int min_group_of(int k, int wk) { return wk > 64 ? 128 : k > 128 ? 64 : 32; }
+
+// Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles go
+// through k so fast that less would not cover the latency of device memory.
+constexpr int period_groups_of(int m, int k, int wk) {
+  const int least = m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wk);
+  return two_tiles > least ? two_tiles : least;
+}
+
+// Words a group and column that GroupCache keeps.
+constexpr int group_arrays_of(GemmOp op, bool weight_scaled) {
+  return op == GemmOp::kW4A8Multiplier ? 1 : op == GemmOp::kW4A8Group ? 2 : weight_scaled ? 4 : 3;
 }
 
 constexpr int align_128(int bytes) { return (bytes + 127) / 128 * 128; }
 
-// Both operands' tiles; with groups also scales and zero points, a word each and one of padding.
-constexpr int mainloop_bytes_of(GemmOp op, int m, int n, int k, int stages) {
+// Both operands' stages; with slices of k, the place where their sums meet.
+constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages) {
   const int operands = (m * a_bits(op) + n * b_bits(op)) * k / 8 * stages;
-  const int words = (group_block_of(k) + 1) * n * group_blocks_of(k, stages);
-  return operands + (is_grouped(op) ? 2 * align_128(words * 4) : 0);
+  const int sums = k > wk ? k / wk * m * n * 4 : 0;
+  return align_128(operands > sums ? operands : sums);
 }
 
-// Output columns a thread stores at once: as many as the tile has for one pass of 8 rows.
-constexpr int epilogue_access_of(int m, int n, int k, int wm, int wn, int wk) {
-  const int wide = 8 * n / (threads_of(m, n, k, wm, wn, wk) / (m / wm));
-  return wide >= 8 ? 8 : wide;
+// Groups of this period of k and the next, four words of padding each; a bit a column.
+constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
+  if (!is_grouped(op)) return 0;
+  const int slots = 2 * period_groups_of(m, k, wk);
+  const int arrays = group_arrays_of(op, is_weight_scaled(op, wm));
+  return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
 
-// CUTLASS's epilogue stages 8 rows of each warp row (each of the k slices) as 32-bit values,
-// padded; its conflict-free 8-wide layout reserves two such fragments.
-constexpr int epilogue_bytes_of(int m, int n, int k, int wm, int wn, int wk) {
-  const int slices = k / wk;
-  const int fragments = slices == 1 && epilogue_access_of(m, n, k, wm, wn, wk) == 8 ? 2 : 1;
-  return 8 * (m / wm) * slices * fragments * (n + 8) * 4;
-}
+// scale, term and bias a column; scale, zero and sum a row; of two tiles
+constexpr int vector_bytes_of(int m, int n) { return 2 * 12 * (n + m); }
 
-// scale, term and bias a column; scale, zero and sum a row
-constexpr int vector_bytes_of(int m, int n) { return 12 * (n + m); }
-
-constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int wn, int wk, int stages) {
-  const int mainloop = mainloop_bytes_of(op, m, n, k, stages);
-  const int epilogue = epilogue_bytes_of(m, n, k, wm, wn, wk);
-  const int largest = mainloop > epilogue ? mainloop : epilogue;
-  return align_128(largest + vector_bytes_of(m, n));
+// Two segments first.
+constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, int wk, int stages) {
+  return align_128(128 + stages_bytes_of(op, m, n, k, wk, stages) + group_bytes_of(op, m, n, k, wm, wk) +
+                   vector_bytes_of(m, n));
 }
 
 }  // namespace qutlass

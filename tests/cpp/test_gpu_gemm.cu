@@ -19,6 +19,7 @@
 #include "common/nibble.h"
 #include "cpu/gemm.h"
 #include "gemm/gemm.h"
+#include "gemm/schedule.h"
 #include "gemm/tiles.h"
 #include "threads.h"
 
@@ -235,12 +236,18 @@ int run(bool quick) {
       if (!group && (t.op == GemmOp::kW4A8Group || t.op == GemmOp::kW4A8Multiplier)) continue;
       const int64_t K = 5 * 128 + (group == 128 || is_grouped(t.op) ? 128 : 32);
       const int64_t g = group ? group : K;
-      for (int split_k : {1, 2, 3}) {
+      for (int split_k : {1, 2, 3, kStreamK}) {
         check_row(i, split_k, {t.m + 1, t.n + 5, K, g, true, true, true}, info, random);
         if (quick) continue;
         check_row(i, split_k, {1, t.n - 1, K, g, false, false, false}, info, random);
         check_row(i, split_k, {t.m - 1, 3, K, g, true, false, true}, info, random);
         check_row(i, split_k, {t.m, 2 * t.n, K, g, false, true, false}, info, random);
+        // More tiles than run at once: whole and shared ones in one block.
+        if (split_k == kStreamK && g == (is_grouped(t.op) ? 128 : K)) {
+          const int64_t columns = (2 * info.sm_count + 9) * t.n + 8;
+          check_row(i, split_k, {t.m / 2, columns, 256, is_grouped(t.op) ? g : 256, true, false,
+                                 false}, info, random);
+        }
       }
     }
   }

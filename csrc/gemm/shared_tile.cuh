@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operand tiles in shared memory, and the copies that fill them.
+#pragma once
+
+#include "gemm/mma.cuh"
+
+namespace qutlass::threadblock {
+
+using namespace qutlass::device;
+
+// One operand's tile in shared memory: kRows rows of kRowBytes, as they are in global memory, in
+// 16-byte chunks that an XOR permutes so that both the copies and the fragment loads touch every
+// bank once.
+template <int kRows_, int kRowBytes_>
+struct SharedTile {
+  static constexpr int kRows = kRows_;
+  static constexpr int kRowBytes = kRowBytes_;
+  static constexpr int kBytes = kRows * kRowBytes;
+  static constexpr int kChunks = kRowBytes / 16;  // of a row
+  static_assert(kRowBytes >= 16 && (kRowBytes & (kRowBytes - 1)) == 0, "rows are powers of two");
+  // Rows that share one 128-byte line of banks, and the chunk positions the XOR can move between.
+  static constexpr int kRowsPerLine = kChunks >= 8 ? 1 : 8 / kChunks;
+  static constexpr int kXorRange = kChunks >= 8 ? 8 : kChunks;
+};
+
+// Physical chunk = logical chunk ^ swizzle(row). Any 8 consecutive rows of one logical chunk lie on
+// 8 different bank groups, which is what ldmatrix and cp.async want.
+template <typename Tile>
+__device__ __forceinline__ int swizzle(int row) {
+  return (row / Tile::kRowsPerLine) % Tile::kXorRange;
+}
+
+// Copies one operand's tiles from global memory, k tile after k tile.
+template <typename Tile, int kThreads>
+class TileLoader {
+  static constexpr int kAccesses = Tile::kRows * Tile::kChunks;
+  static constexpr int kIterations = (kAccesses + kThreads - 1) / kThreads;
+  static constexpr int kRowStep = kThreads / Tile::kChunks;  // rows from one access to the next
+  static_assert(kThreads % Tile::kChunks == 0, "each thread stays in one column of chunks");
+  // Four rows down the XOR moves a chunk by four; by eight rows not at all.
+  static_assert(kRowStep % 8 == 0 || (kRowStep == 4 && Tile::kXorRange == 8 && Tile::kChunks >= 8));
+  static_assert(kAccesses < kThreads || kAccesses % kThreads == 0, "whole accesses");
+
+  // This thread's first access; cheap to work out again where it is needed.
+  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / Tile::kChunks; }
+  __device__ __forceinline__ static int chunk() {
+    return static_cast<int>(threadIdx.x) % Tile::kChunks;
+  }
+
+  uint32_t shared_;      // offset of the first access in a stage
+  const char* pointer_ = nullptr;  // this thread's chunk of its first row, at the current k
+  int rows_ = 0;    // that exist from this thread's first one on
+  int k_left_ = 0;  // bytes of k from this chunk to the end
+
+ public:
+  __device__ TileLoader()
+      : shared_(row() * Tile::kRowBytes + ((chunk() ^ swizzle<Tile>(row())) * 16)) {}
+
+  // base: first row of the tile, rows: how many exist from it on, [k_begin, k_end) in bytes.
+  __device__ __forceinline__ void start(const char* base, int64_t ld, int rows, int k_begin,
+                                        int k_end) {
+    pointer_ = base + row() * ld + k_begin + chunk() * 16;
+    k_left_ = k_end - k_begin - chunk() * 16;
+    // Where the tile has fewer chunks than the block has threads, some are idle.
+    rows_ = kAccesses >= kThreads || row() < Tile::kRows ? rows - row() : 0;
+  }
+  __device__ __forceinline__ void load(uint32_t shared, int64_t ld) {
+    const int rows = k_left_ > 0 ? rows_ : 0;
+    const char* pointer = pointer_;
+#pragma unroll
+    for (int i = 0; i < kIterations; ++i) {
+      // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
+      if (kAccesses >= kThreads || row() < Tile::kRows) {
+        const uint32_t first = kRowStep % 8 != 0 && i % 2 == 1 ? shared_ ^ 64 : shared_;
+        copy_async_16(shared + first + i * kRowStep * Tile::kRowBytes, pointer,
+                      i * kRowStep < rows);
+      }
+      pointer += kRowStep * ld;
+    }
+    pointer_ += Tile::kRowBytes;
+    k_left_ -= Tile::kRowBytes;
+  }
+};
+
+}  // namespace qutlass::threadblock
