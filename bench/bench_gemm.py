@@ -7,9 +7,9 @@
 
 The floor of a product is the larger of its bytes (each operand read once, the result written once)
 over the rate of a device-to-device copy in the same run, and its operations over the rate of its
-instruction (timing.py has the measured ones). `of floor` is floor over time; `x bf16` is the time
-of torch.mm on bf16 operands of that shape, measured in the same run, over the time. Times are of
-graph replays on operands that are not in L2 (see timing.py).
+instruction (qutlass.timing has the measured ones). `of floor` is floor over time; `x bf16` is the
+time of torch.mm on bf16 operands of that shape, measured in the same run, over the time. Times are
+of graph replays on operands that are not in L2 (see qutlass.timing).
 
 --all-tiles times every legal row of the tile table besides the chosen one; `regret` is then the
 chosen row's time over the best row's.
@@ -28,7 +28,7 @@ from torch import Tensor
 
 import qutlass
 from qutlass.ops import _gemm_legal, _gemm_tiles
-from timing import (
+from qutlass.timing import (
     Report,
     Timing,
     bytes_of,

@@ -5,7 +5,7 @@ a few tokens?
     python bench/bench_quant.py [--ops quantize_int8 ...] [--json out.jsonl]
 
 GB/s counts each input and output byte once; `of copy` is that over the rate of a device-to-device
-copy in the same run. Times are of graph replays, see timing.py.
+copy in the same run. Times are of graph replays, see qutlass.timing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import qutlass  # noqa: F401  registers the operators
-from timing import Report, bytes_of, copies_of, copy_bandwidth, empty_graph_node, time_calls
+from qutlass.timing import Report, bytes_of, copies_of, copy_bandwidth, empty_graph_node, time_calls
 
 ops = torch.ops.qutlass
 

@@ -32,6 +32,7 @@ MODULES = [
     "_version",
     "reference",
     "_library",
+    "timing",
     "ops",
     "nn",
     "integrations",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How everything in bench/ is timed, and what is recorded beside the times.
+"""How this package and bench/ time a call, and what is recorded beside the times.
 
 A call is timed inside a CUDA graph that runs it over and over, each time on another copy of its
 operands, so that the time that Python and the launch take stays out of the result. The copies
@@ -162,7 +162,6 @@ def environment() -> dict[str, Any]:
     """What a measurement depends on besides the code."""
     device = require_gpu()
     properties = torch.cuda.get_device_properties(device)
-    root = Path(__file__).resolve().parent.parent
     return {
         "gpu": properties.name,
         "sm": 10 * properties.major + properties.minor,
@@ -171,10 +170,19 @@ def environment() -> dict[str, Any]:
         **_clocks(device.index),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
-        "commit": _output(["git", "-C", str(root), "rev-parse", "--short", "HEAD"]),
-        "modified": bool(
-            _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
-        ),
+        **_commit(),
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of a checkout; an installed package lies in no repository, or in another's."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "csrc" / "gemm" / "tiles.inc").is_file():
+        return {"commit": None, "modified": None}
+    git = ["git", "-C", str(root)]
+    return {
+        "commit": _output([*git, "rev-parse", "--short", "HEAD"]),
+        "modified": bool(_output([*git, "status", "--porcelain", "--untracked-files=no"])),
     }
 
 
