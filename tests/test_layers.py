@@ -38,6 +38,7 @@ MODULES = [
     "integrations",
     "doctor",
     "demo",
+    "bench",
     "cli",
 ]
 

@@ -74,6 +74,12 @@ def _demo(argv: Sequence[str]) -> int:
     return demo(argv)
 
 
+def _bench(argv: Sequence[str]) -> int:
+    from .bench import main as bench
+
+    return bench(argv)
+
+
 def _explain(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m qutlass explain", description=COMMANDS["explain"].summary
@@ -117,5 +123,6 @@ def _explain(argv: Sequence[str]) -> int:
 COMMANDS = {
     "doctor": Command("what is installed, what runs where, what to install", _doctor),
     "demo": Command("quantize a real model in every scheme and compare with float32", _demo),
+    "bench": Command("time every product on this GPU, beside those of others", _bench),
     "explain": Command("which kernel a matrix product would run", _explain),
 }

@@ -73,12 +73,15 @@ def copies_of(make: Callable[[], Operands], bytes_each: int) -> list[Operands]:
     return [make() for _ in range(min(max(count, 2), _MAX_CALLS))]
 
 
-def time_calls(call: Callable[[Operands], Any], copies: Sequence[Operands]) -> Timing:
+def time_calls(
+    call: Callable[[Operands], Any], copies: Sequence[Operands], seconds: float = _SECONDS
+) -> Timing:
     """Time `call(operands)` over all copies in turn.
 
     Args:
         call: Enqueues work on the current stream and returns what it allocated.
         copies: Operands to rotate over, see `copies_of`.
+        seconds: Aim for all samples together.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -108,14 +111,14 @@ def time_calls(call: Callable[[Operands], Any], copies: Sequence[Operands]) -> T
 
         samples: list[float] = []
         spent = 0.0
-        while len(samples) < _MIN_SAMPLES or (spent < _SECONDS and len(samples) < 200):
+        while len(samples) < _MIN_SAMPLES or (spent < seconds and len(samples) < 200):
             start.record()
             graph.replay()
             stop.record()
             stop.synchronize()
-            seconds = start.elapsed_time(stop) * 1e-3
-            spent += seconds
-            samples.append(seconds * 1e6 / calls)
+            sample = start.elapsed_time(stop) * 1e-3
+            spent += sample
+            samples.append(sample * 1e6 / calls)
     torch.cuda.current_stream().wait_stream(stream)
     graph.reset()
     deciles = statistics.quantiles(samples, n=10)
