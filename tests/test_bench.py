@@ -31,6 +31,7 @@ FACTS = {
     "copy_GBps": 4000.0,
     "ceiling_TOPS": {"int8": 1000.0, "bf16": 500.0},
     "ceiling_source": "measured",
+    "assume_sm": None,
     "command": "python -m qutlass bench",
 }
 
@@ -191,9 +192,10 @@ class TestRecords:
 
     def test_what_differs_is_not_averaged(self) -> None:
         records.require_one_kind([record("a", 1.0), record("b", 1.0, group=128)])
-        for other in ({"group": 64}, {"zeros": True}):
+        for other in ({"group": 64}, {"zeros": True}, {"assume_sm": "86"}):
+            mixed = [record("a", 1.0, group=128), {**record("b", 1.0), **other}]
             with pytest.raises(records.NoRecords, match=next(iter(other))):
-                records.require_one_kind([record("a", 1.0, group=128), record("b", 1.0, **other)])
+                records.require_one_kind(mixed)
 
 
 class TestGpu:
@@ -219,6 +221,8 @@ class TestGpu:
     def test_label(self) -> None:
         assert gpu.label("NVIDIA H200", 90) == "H200, mma.sync path"
         assert gpu.label("NVIDIA GeForce RTX 3090", 86) == "RTX 3090 (sm_86)"
+        assumed = gpu.label("NVIDIA H200", 90, "86")
+        assert assumed == "H200, mma.sync path, limits of sm_86"
 
 
 class TestShapes:
@@ -616,11 +620,14 @@ class TestMeasuring:
 
     def test_the_emulated_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            schemes.Scheme, "explain", lambda *a: {"tile": "t", "split_k": 1, "emulated": True}
+            schemes.Scheme,
+            "explain",
+            lambda *a: {"tile": "t", "split_k": 1, "emulated": True, "tuned": True},
         )
         plan = measure.Plan([shapes.Shape(1, 32, 96)], ["w4a4"], ["ideal"], [])
         [[found]] = measure.Bench(plan, FACTS, HostClock(), pytest.fail).run()
         assert (found["title"], found["tile"]) == ("W4A4 (emulated)", "t")
+        assert tables.points([found]).rows[0][2] == "t x1, tuned"
 
 
 def test_time_of_the_host() -> None:

@@ -17,6 +17,7 @@ import argparse
 import gc
 import importlib.util
 import json
+import os
 import shlex
 import sys
 import time
@@ -248,11 +249,13 @@ def _measure(args: argparse.Namespace, argv: Sequence[str]) -> tuple[list[record
         "copy_GBps": copy / 1e9,
         "version": build["version"],
         "archs": build["archs"],
+        "assume_sm": os.environ.get("QUTLASS_ASSUME_SM") or None,
         "seconds": args.seconds,
         "command": shlex.join(["python", "-m", "qutlass", "bench", *argv]),
     }
     console = _console()
-    console.print(f"{label(facts['gpu'], facts['sm'])}: {len(shapes)} shapes", style="bold")
+    name = label(facts["gpu"], facts["sm"], facts["assume_sm"])
+    console.print(f"{name}: {len(shapes)} shapes", style="bold")
     found: list[records.Record] = []
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -54,10 +54,12 @@ def short_name(gpu: str) -> str:
     return re.sub(r"^NVIDIA\s+(GeForce\s+)?", "", gpu)
 
 
-def label(gpu: str, sm: int) -> str:
+def label(gpu: str, sm: int, assume_sm: str | None = None) -> str:
     """What stands in a title, with how these kernels run on cards newer than Ada.
 
     Those have matrix instructions of their own, which cuBLAS uses there; the kernels of this
-    package go through `mma.sync`.
+    package go through `mma.sync`. `assume_sm` is QUTLASS_ASSUME_SM, which gives the kernels the
+    limits of another card.
     """
-    return f"{short_name(gpu)}, mma.sync path" if sm >= 90 else f"{short_name(gpu)} (sm_{sm})"
+    name = f"{short_name(gpu)}, mma.sync path" if sm >= 90 else f"{short_name(gpu)} (sm_{sm})"
+    return f"{name}, limits of sm_{assume_sm}" if assume_sm else name

@@ -54,7 +54,7 @@ class Gpu:
 
     def time_small(self, call: Callable[[Any], Any], copies: Sequence[Any]) -> Timing:
         """In a graph that rotates over copies of the operands."""
-        return time_calls(call, copies, self.seconds)
+        return time_calls(call, copies, seconds=self.seconds)
 
     def time_large(self, call: Callable[[Any], Any], operands: Any) -> Timing:
         """One call after the other, with L2 overwritten between them."""
@@ -221,6 +221,7 @@ class Bench:
                 "tile": tile,
                 "split_k": split,
                 "emulated": emulated,
+                "tuned": kind != "tile" and bool(choice.get("tuned")),
             }
 
         records = [record(kind, timing, choice.get("tile"), choice.get("split_k"))]

@@ -95,7 +95,7 @@ def _look(scheme: str) -> Look:
 def _head(figure: Any, text: str, records: Sequence[Record]) -> None:
     record = records[-1]
     figure.suptitle(
-        f"{text}: {label(record['gpu'], record['sm'])}",
+        f"{text}: {label(record['gpu'], record['sm'], record['assume_sm'])}",
         x=0.01,
         ha="left",
         fontsize=11,

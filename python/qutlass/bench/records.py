@@ -54,8 +54,11 @@ def require_one_kind(records: Sequence[Record]) -> None:
     Raises:
         NoRecords: They are of several GPUs, group sizes, or with and without zero points.
     """
-    for name in ("gpu", "group", "zeros"):
-        values = {str(record[name]) for record in records if record[name] is not None}
+    for name in ("gpu", "assume_sm", "group", "zeros"):
+        # Where there are no groups, any size of them will do.
+        values = {
+            str(record[name]) for record in records if name != "group" or record[name] is not None
+        }
         if len(values) > 1:
             listed = ", ".join(sorted(values))
             raise NoRecords(f"the records differ in {name} ({listed}): show one at a time")

@@ -80,7 +80,7 @@ def _number(value: float | None, spec: str = ".2f") -> str:
 def facts_line(record: Record) -> str:
     """What the measurements were made with, in a line."""
     known = [
-        label(record["gpu"], record["sm"]),
+        label(record["gpu"], record["sm"], record["assume_sm"]),
         f"driver {record['driver_version']}" if record.get("driver_version") else None,
         f"CUDA {record['cuda']}",
         f"torch {record['torch']}",
@@ -124,6 +124,7 @@ def points(records: Sequence[Record]) -> Sheet:
 
 def _point(r: Record, m: str, with_regret: bool) -> list[str]:
     tile = f"{r['tile']} x{r['split_k']}" if r.get("tile") else ""
+    tile += ", tuned" if r.get("tuned") else ""
     peer = f"{r['x_peer']:.2f} {r['best_peer']}" if r.get("x_peer") else "-"
     cells = [
         m,
