@@ -31,7 +31,7 @@ def run(
     root = str(Path(qutlass.__file__).resolve().parent.parent)
     tests = str(Path(__file__).resolve().parent)
     path = os.pathsep.join(filter(None, [root, tests, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    environment = {**os.environ, "PYTHONPATH": path, "QUTLASS_TUNED": "1", **variables}
     environment.pop("QUTLASS_ASSUME_SM", None)
     if assume is not None:
         environment["QUTLASS_ASSUME_SM"] = assume

@@ -55,13 +55,14 @@ GemmConfig TunedTable::find(const GemmProblem& problem, const DeviceInfo& device
   const auto same = [&](const TunedChoice& c) {
     return family_of(c.problem) == family_of(problem);
   };
-  const auto next =
-      std::lower_bound(choices_.begin(), choices_.end(), problem,
-                       [](const TunedChoice& c, const GemmProblem& p) { return before(c.problem, p); });
+  const auto next = std::lower_bound(
+      choices_.begin(), choices_.end(), problem,
+      [](const TunedChoice& c, const GemmProblem& p) { return before(c.problem, p); });
   const TunedChoice* found = nullptr;
   if (next != choices_.end() && same(*next)) {
     const int64_t tuned = next->problem.M;
-    if (tuned <= 2 * problem.M || tiles_of(tuned, next->config) == tiles_of(problem.M, next->config)) {
+    if (tuned <= 2 * problem.M ||
+        tiles_of(tuned, next->config) == tiles_of(problem.M, next->config)) {
       found = &*next;
     }
   } else if (next != choices_.begin() && same(*(next - 1)) &&

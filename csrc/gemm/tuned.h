@@ -53,7 +53,8 @@ class TunedTable {
 // unread therefore calls the loader itself, and returns with the device read, so that no thread
 // ever chooses by the model what it would choose by the results a moment later.
 using TunedLoader = void (*)(int device);
-// Forgets what is known. Null, as where the interpreter ends: what is known stays, and no more comes.
+// Forgets what is known. Null, as where the interpreter ends: what is known stays, and no more
+// comes.
 void set_tuned_loader(TunedLoader);
 
 // Replaces what is known of a device.

@@ -98,8 +98,8 @@ std::optional<GemmOp> family_of(const char* name) {
   return std::nullopt;
 }
 
-// The limits of a card (sm > 0) or of a device, which QUTLASS_ASSUME_SM replaces by a card's whether
-// the device is there or not.
+// The limits of a card (sm > 0) or of a device, which QUTLASS_ASSUME_SM replaces by a card's
+// whether the device is there or not.
 std::string device_for(int sm, int device, DeviceInfo* info) {
   if (sm > 0) {
     const DeviceInfo* card = find_card(sm);

@@ -477,8 +477,7 @@ def tune(
 
     The results are kept in a file for this GPU model in the user's cache (see tuned.py for where),
     written after each product: a run that was stopped goes on where it was, and one for another
-    model adds to it. Every process then follows it, unless QUTLASS_TUNED=0 is in its environment. A
-    product takes about a second.
+    model adds to it. Every process then follows it, unless QUTLASS_TUNED=0 is in its environment.
 
     For a number of tokens M that was not measured, the choice for the next larger one that was is
     used if it is at most 2 M or gives as many tiles; beyond the largest, up to twice that, the

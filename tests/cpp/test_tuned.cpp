@@ -48,8 +48,10 @@ void test_the_rule() {
   CHECK(s > 2 && l >= s);
   const GemmConfig at_s{small, 4}, at_4s{small, 2}, at_16l{large, 2}, at_64l{large, 1};
   // Handed in out of order.
-  const TunedTable table(
-      {{problem(64 * l), at_64l}, {problem(s), at_s}, {problem(16 * l), at_16l}, {problem(4 * s), at_4s}});
+  const TunedTable table({{problem(64 * l), at_64l},
+                          {problem(s), at_s},
+                          {problem(16 * l), at_16l},
+                          {problem(4 * s), at_4s}});
   CHECK_EQ(table.size(), 4);
   const auto at = [&](int64_t m) { return table.find(problem(m), card(80)); };
 
@@ -243,8 +245,8 @@ void test_assumptions() {
   for (const char* value : {"0", "8.6", "sm_86", "75", "86 ", "086", "yes"}) {
     const Assumption a = parse_assumption(value);
     CHECK(!a.card);
-    CHECK(a.error == "QUTLASS_ASSUME_SM must be 80, 86, 89 or 90, got '" + std::string(value) +
-                         "'");
+    CHECK(a.error ==
+          "QUTLASS_ASSUME_SM must be 80, 86, 89 or 90, got '" + std::string(value) + "'");
     DeviceInfo info = card(90);
     const Status status = apply_assumption(a, &info);
     CHECK(!status.ok() && status.what == a.error);
