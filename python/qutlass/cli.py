@@ -120,9 +120,16 @@ def _explain(argv: Sequence[str]) -> int:
     return 0
 
 
+def _tune(argv: Sequence[str]) -> int:
+    from .tuning import main as tune
+
+    return tune(argv)
+
+
 COMMANDS = {
     "doctor": Command("what is installed, what runs where, what to install", _doctor),
     "demo": Command("quantize a real model in every scheme and compare with float32", _demo),
     "bench": Command("time every product on this GPU, beside those of others", _bench),
     "explain": Command("which kernel a matrix product would run", _explain),
+    "tune": Command("measure which kernels are best for a model on this GPU, and use them", _tune),
 }

@@ -482,7 +482,7 @@ _c.qutlass_gemm_tiles.argtypes = []
 _c.qutlass_build_info.restype = ctypes.c_char_p
 _c.qutlass_build_info.argtypes = []
 _c.qutlass_explain.restype = ctypes.c_char_p
-_c.qutlass_explain.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_int] * 2]
+_c.qutlass_explain.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_int] * 3]
 _c.qutlass_gemm_legal.restype = ctypes.c_int
 _c.qutlass_gemm_legal.argtypes = [
     ctypes.c_char_p,
@@ -490,6 +490,12 @@ _c.qutlass_gemm_legal.argtypes = [
     *[ctypes.c_int64] * 4,
     *[ctypes.c_int] * 2,
 ]
+
+_c.qutlass_assumption.restype = ctypes.c_char_p
+_c.qutlass_assumption.argtypes = []
+
+# Which choice `_explain` is to give.
+_BY_MODEL, _AS_CALLED, _BY_RESULTS = range(3)
 
 # The kernel families of an operator: without groups, with float group scales, with multipliers.
 _FAMILIES = {
@@ -542,11 +548,16 @@ def explain(
         sm: Instead of a device, a card of this compute capability, there or not: 80 (A100), 86
             (RTX 3090), 89 (RTX 4090) or 90 (H200).
 
+    QUTLASS_ASSUME_SM=86 in the environment of the process gives every device the limits of that
+    card, here and in the operators, so that its kernels can be run on another GPU (one with as much
+    shared memory). Another value than 80, 86, 89 or 90 is an error here and in the operators.
+
     Returns:
         On CUDA "tile", the row of the tile table, and its "index"; "instruction"; "emulated",
         whether the GPU lacks that instruction and emulates it; "split_k"; "smem_bytes" and
-        "threads" of a block; "blocks"; "waves", how often they fill the GPU; "sm" and "sm_count".
-        On a CPU "device" and "isa".
+        "threads" of a block; "blocks"; "waves", how often they fill the GPU; "sm" and "sm_count";
+        "tuned", whether `qutlass.tune` measured the choice; "assumed", whether the limits are those
+        of QUTLASS_ASSUME_SM. On a CPU "device" and "isa".
 
     Raises:
         ValueError: An operator, shape or card that is not known.
@@ -574,16 +585,37 @@ def explain(
         chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         if chosen.type == "cpu":
             return {"op": family, "device": "cpu", "isa": build_info()["cpu_isa"]}
-        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        index = chosen.index
+        if index is None:
+            index = torch.cuda.current_device() if torch.cuda.is_available() else 0
     else:
         index = 0
+    return _explain(family, M, N, K, group_size or K, index, sm)
+
+
+def _explain(
+    family: str,
+    M: int,
+    N: int,
+    K: int,
+    group_size: int,
+    device: int = 0,
+    sm: int | None = None,
+    choice: int = _AS_CALLED,
+) -> dict[str, Any]:
+    """`explain` of a kernel family, K where there are no groups, and a device's index."""
     answer = json.loads(
-        _c.qutlass_explain(family.encode(), M, N, K, group_size or K, sm or 0, index)
+        _c.qutlass_explain(family.encode(), M, N, K, group_size, sm or 0, device, choice)
     )
     if "error" in answer:
         unknown = answer["error"].startswith("sm must")
         raise (ValueError if unknown else RuntimeError)(f"explain: {answer['error']}")
     return answer
+
+
+def _assumption() -> dict[str, Any]:
+    """What QUTLASS_ASSUME_SM says: "sm", the card's or 0, and "error", or None."""
+    return json.loads(_c.qutlass_assumption())
 
 
 def _gemm_tiles() -> list[dict[str, Any]]:
