@@ -144,7 +144,7 @@ void run_check(const std::string& op, Views in, const int64_t* numbers, const ch
   } else if (op == "matmul_w4a8_bf16_tn") {
     check_matmul_w4a8(in);
   } else if (op == "matmul_int4_bf16_tn") {
-    check_matmul_int4(in);
+    check_matmul_int4(in, numbers[0]);
   } else {
     throw std::invalid_argument(op + ": no such operator");
   }

@@ -90,6 +90,9 @@ def _explain(argv: Sequence[str]) -> int:
     parser.add_argument("K", type=int, help="input features")
     parser.add_argument("--group-size", type=int, metavar="G", help="k values that share a scale")
     parser.add_argument("--multiplier", action="store_true", help="groups with integer multipliers")
+    parser.add_argument(
+        "--act-bits", type=int, default=16, metavar="BITS", help="act_bits of matmul_int4_bf16_tn"
+    )
     parser.add_argument("--device", help="where it would run, e.g. cuda:1 or cpu")
     parser.add_argument(
         "--sm", type=int, metavar="CC", help="a card instead: 80, 86, 89 or 90, there or not"
@@ -106,6 +109,7 @@ def _explain(argv: Sequence[str]) -> int:
             args.K,
             args.group_size,
             multiplier=args.multiplier,
+            act_bits=args.act_bits,
             device=args.device,
             sm=args.sm,
         )
