@@ -21,6 +21,7 @@
 #include "common/cards.h"
 #include "cpu/gemm.h"
 #include "gemm/gemm.h"
+#include "gemm/schedule.h"
 #include "gemm/tuned.h"
 #include "torch/checks.h"
 
@@ -195,11 +196,13 @@ QUTLASS_EXPORT const char* qutlass_explain(const char* family, int64_t m, int64_
   if (config.tile < 0) return keep(Json().text("error", "no row runs this problem").str());
 
   const GemmTile& tile = gemm_tile(config.tile);
-  const int64_t blocks = ((m + tile.m - 1) / tile.m) * ((n + tile.n - 1) / tile.n) * config.split_k;
   // CUDA reserves 1 KiB of shared memory a block. Registers can only lower what is resident.
   const int threads_per_sm = info.sm == 80 || info.sm >= 90 ? 2048 : 1536;
   const int resident = std::max(
       1, std::min(info.smem_per_sm / (tile.smem_bytes + 1024), threads_per_sm / tile.threads));
+  const int64_t blocks = make_schedule(m, n, k, tile.m, tile.n, tile.k, group_size, config.split_k,
+                                       resident * info.sm_count, 1)
+                             .blocks;
   const bool int4_products = *op == GemmOp::kW4A4;
   return keep(Json()
                   .text("op", family)

@@ -577,8 +577,9 @@ def explain(
 
     Returns:
         On CUDA "tile", the row of the tile table, and its "index"; "instruction"; "emulated",
-        whether the GPU lacks that instruction and emulates it; "split_k"; "smem_bytes" and
-        "threads" of a block; "blocks"; "waves", how often they fill the GPU; "sm" and "sm_count";
+        whether the GPU lacks that instruction and emulates it; "split_k", the parts that each
+        output tile's K is cut into, 0 where as many blocks as run at once share all tiles evenly
+        (Stream-K, 2301.03598); "smem_bytes" and "threads" of a block; "blocks"; "waves", how often they fill the GPU; "sm" and "sm_count";
         "tuned", whether `qutlass.tune` measured the choice; "assumed", whether the limits are those
         of QUTLASS_ASSUME_SM. On a CPU "device" and "isa".
 
@@ -587,7 +588,7 @@ def explain(
         RuntimeError: No row runs the product there.
 
     Example:
-        >>> explain("matmul_int8_bf16_tn", 16, 4096, 4096, sm=86)["split_k"] >= 1
+        >>> explain("matmul_int8_bf16_tn", 16, 4096, 4096, sm=86)["split_k"] >= 0
         True
     """
     if op not in _FAMILIES:

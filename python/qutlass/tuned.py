@@ -163,20 +163,23 @@ def _parse(data: Any) -> Choice:
     """A choice of a file, or UnusableError."""
     ops = {row["name"]: row["op"] for row in table_rows()}
     try:
-        sizes = [data[key] for key in ("M", "N", "K", "group", "split_k", "model_split_k")]
+        sizes = [data[key] for key in ("M", "N", "K", "group")]
+        splits = [data[key] for key in ("split_k", "model_split_k")]
         times = [data[key] for key in ("us", "model_us")]
         names = [data[key] for key in ("op", "tile", "model_tile")]
     except (KeyError, TypeError) as error:
         raise UnusableError(f"a choice lacks something: {data!r}") from error
     if not (
         all(type(size) is int and 1 <= size < _LIMIT for size in sizes)
+        and all(type(split) is int and 0 <= split < _LIMIT for split in splits)
         and all(type(time) in (int, float) and 0 < time < 1e12 for time in times)
         and all(type(name) is str for name in names)
         and ops.get(data["tile"]) == data["op"]
         and ops.get(data["model_tile"]) == data["op"]
     ):
         raise UnusableError(f"a choice is none: {data!r}")
-    m, n, k, group, split_k, model_split_k = sizes
+    m, n, k, group = sizes
+    split_k, model_split_k = splits
     return Choice(
         Problem(data["op"], n, k, group, m),
         data["tile"],

@@ -33,7 +33,7 @@ from .tuned import Choice, Problem, Results, UnusableError
 __all__ = ["MS", "Row", "Target", "TuneReport", "Weight", "find_best", "main", "measure", "tune"]
 
 MS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+SPLITS = (0, 1, 2, 3, 4, 6, 8, 12, 16)  # 0: Stream-K
 _WAVES = (
     4  # blocks for each multiprocessor up to which splitting K is tried; it is for filling GPUs
 )
@@ -56,7 +56,7 @@ class Weight(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the tile table and a split of K."""
+    """A row of the tile table and a split of K (0: Stream-K, see `explain`)."""
 
     index: int
     name: str

@@ -21,7 +21,7 @@ from .shapes import Shape, by_layer
 
 # Up to this M a call is short beside what an event costs, and is timed in graphs on rotated copies.
 GRAPH_M = 256
-SPLITS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+SPLITS = (0, 1, 2, 3, 4, 6, 8, 12)  # 0: Stream-K
 _FLUSH_L2_CACHES = 3
 _MIN_SAMPLES = 3
 _MAX_SAMPLES = 100
