@@ -36,8 +36,9 @@ test:  ## build for 8.0 and 8.6 where there is nvcc, and run the C++ and Python 
 	  $(bin)/ctest --test-dir build/test -L gpu --output-on-failure; fi
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
-bench:  ## time every product on the GPU of this machine (BENCH_ARGS="--ops w4a8")
-	$(bin)/python bench/bench_gemm.py $(BENCH_ARGS)
+bench:  ## time every product on the GPU of this machine (BENCH_ARGS="--preset targets")
+	$(bootstrap) demo
+	$(bin)/python -m qutlass bench $(BENCH_ARGS)
 
 doctor:  ## what is installed, what runs where, what is missing
 	$(bin)/python -m qutlass doctor

@@ -370,6 +370,20 @@ OPTIONS: dict[str, tuple[dict[str, tuple[Any, ...]], ...]] = {
 
 K_STEP = {"int8": 16, "w4a4": 32, "w4a8": 32, "int4": 32}
 
+# How many bits the activations of matmul_int4_bf16_tn are quantized to where it is told to do so,
+# with what each takes beside the rest.
+ACT_OPTIONS: dict[int, dict[str, tuple[Any, ...]]] = {
+    bits: {
+        **_WEIGHT_ONLY_OPTIONS,
+        "m": (0, 1, 2, 17, 34, 130),
+        "n": (1, 7, 77, 256),
+        "k": (32, 160, 640),
+        "group": groups,
+        "b_zero": ("", "row.i32", "row.i8"),
+    }
+    for bits, groups in ((8, ("K", 32, 64, 128)), (4, ("K",)))
+}
+
 # The kernel families of the tile table behind each operator.
 KERNELS = {
     "int8": ("w8a8",),
@@ -458,6 +472,19 @@ def layer_cases(op: str, device: str) -> list[GemmCase]:
 def gemm_cases(op: str, device: str) -> list[GemmCase]:
     """Everything a product is run on."""
     return _unique(itertools.chain(edge_cases(op), option_cases(op), layer_cases(op, device)))
+
+
+def act_cases() -> list[tuple[int, GemmCase]]:
+    """(act_bits, case) of matmul_int4_bf16_tn: every pair of options, and a layer of each kind."""
+    found = []
+    for bits, options in ACT_OPTIONS.items():
+        for choice in all_pairs(options):
+            shape = [choice.pop(side) for side in "mnk"]
+            found.append((bits, case_for("int4", *shape, choice)))
+        for group in options["group"]:
+            choice = {"group": group, "b_zero": "row.i8", "bias": "f32"}
+            found.append((bits, case_for("int4", 67, *SMALL_LAYERS["minilm.down"], choice)))
+    return list({(bits, case.id): (bits, case) for bits, case in found}.values())
 
 
 def plain_cases(op: str, m: int, n: int, k: int, **changes: Any) -> list[GemmCase]:
@@ -697,6 +724,13 @@ def _example_calls(seed: str) -> list[Call]:
             tensors, keywords = x.arguments()
             kind = "multiplier" if case.multiplier else "group" if case.group else "channel"
             calls.append(Call(f"{op}-{kind}", x.operator, tensors, keywords))
+    # The product that quantizes its activations itself, in its three forms.
+    for kind, group, bits in (("channel", "K", 8), ("group", 64, 8), ("channel", "K", 4)):
+        options = {"group": group, "b_zero": "row.i8", "bias": "f32"}
+        x = make(case_for("int4", 35, 77, 512, options), seed=seed)
+        tensors, keywords = x.arguments()
+        call = Call(f"int4-{kind}-act{bits}", x.operator, tensors, {**keywords, "act_bits": bits})
+        calls.append(call)
     # Without sums the operator makes them itself.
     without = [c for c in calls if "b_sum" in c.keywords]
     for c in without:

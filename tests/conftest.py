@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # An installed qutlass (editable or not) is tested where there is one, else the checkout's.
 if importlib.util.find_spec("qutlass") is None:
     sys.path.insert(0, str(CHECKOUT / "python"))
+
+# What was tuned on this machine is no part of a test that does not say so.
+os.environ["QUTLASS_TUNED"] = "0"
 
 import qutlass  # noqa: E402
 from cases import gemm_cases, generator, rows_of  # noqa: E402

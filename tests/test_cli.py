@@ -64,6 +64,9 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer == qutlass.explain("matmul_w4a8_bf16_tn", 16, 4096, 4096, 128, sm=86)
     assert cli.main(words) == 0
     assert "tile " in capsys.readouterr().out
+    words[1] = "matmul_int4_bf16_tn"
+    assert cli.main([*words, "--act-bits", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["op"] == "w4a4"
 
 
 def test_explain_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def test_it_prints_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert word in out
     for name in qutlass.__all__:
-        if name not in ("build_info", "doctor", "explain"):
+        if name not in ("build_info", "doctor", "explain", "tune"):
             assert name in out
 
 
@@ -137,3 +137,23 @@ def test_no_gpu(machine) -> None:
     found = doctor.diagnose()
     assert found.gpus == []
     assert found.operators["pack_int4"] == {"cpu": "yes", "cuda": "no GPU"}
+
+
+def test_tuned_choices(machine, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("QUTLASS_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("QUTLASS_TUNED", raising=False)
+    machine(CUDA_BUILD, (8, 6))
+
+    def said() -> str:
+        return doctor.diagnose().backends["tuned choices, A card"]
+
+    assert said() == "none: `python -m qutlass tune` measures"
+    path = doctor.tuned.path_for("A card")
+    doctor.tuned.Results("A card").save(path)
+    assert said() == f"0 in {path}"
+    path.write_text("{")
+    assert said().startswith(f"{path} is not used: it is no JSON")
+    monkeypatch.setenv("QUTLASS_TUNED", "0")
+    assert said() == "not used: QUTLASS_TUNED is 0"
+    machine(CUDA_BUILD, None)
+    assert set(doctor.diagnose().backends) == {"CPU", "CUDA"}

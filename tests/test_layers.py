@@ -32,11 +32,15 @@ MODULES = [
     "_version",
     "reference",
     "_library",
+    "timing",
     "ops",
+    "tuned",
     "nn",
     "integrations",
+    "tuning",
     "doctor",
     "demo",
+    "bench",
     "cli",
 ]
 

@@ -354,6 +354,78 @@ def matmul_refusals() -> list[Refusal]:
             {"zeros": full(N, 4, dtype=i8)},
         ),
     ]
+    return found + act_bits_refusals()
+
+
+def act_bits_refusals() -> list[Refusal]:
+    """Of matmul_int4_bf16_tn where it is to quantize the activations."""
+    found = [
+        Refusal(INT4, f"act_bits must be 16, 8 or 4, got {bits}", {"act_bits": bits})
+        for bits in (-8, 0, 1, 2, 6, 32, 2**40)
+    ]
+    channel = {"scales": full(N, 1)}
+    for bits in (8, 4):
+        told: dict[str, Any] = {"act_bits": bits, **channel}
+        found += [
+            *(
+                Refusal(
+                    INT4,
+                    f"zeros must be int8 or int32 with act_bits={bits}, got {name} (fractional "
+                    "ones are taken with act_bits=16)",
+                    told | {"zeros": full(N, 1, dtype=getattr(torch, name))},
+                )
+                for name in ("float32", "bfloat16", "float16")
+            ),
+            Refusal(
+                INT4,
+                f"zeros must be [N, G] = [{N}, 1], got [{N}, {G}]",
+                told | {"zeros": full(N, G, dtype=i8)},
+            ),
+            Refusal(INT4, "a must be bfloat16, got int8", told | {"a": full(M, K, dtype=i8)}),
+            Refusal(INT4, "a must be bfloat16, got float16", told | {"a": full(M, K, dtype=f16)}),
+            Refusal(
+                INT4, f"scales must be {FLOATS}, got int32", told | {"scales": full(N, dtype=i32)}
+            ),
+            Refusal(INT4, f"scales must be [N, G] = [{N}, G], got [1]", told | {"scales": full(1)}),
+            Refusal(INT4, f"bias must be {FLOATS}, got int8", told | {"bias": full(N, dtype=i8)}),
+        ]
+    found += [
+        *(
+            Refusal(
+                INT4,
+                f"scales must be [N, 1] = [{N}, 1] or [N] with act_bits=4, got [{N}, {groups}] "
+                "(groups are taken with act_bits=8 and 16)",
+                {"act_bits": 4, "scales": full(N, groups)},
+            )
+            for groups in (0, 2, 4)
+        ),
+        Refusal(
+            INT4,
+            f"scales must have groups of 32, 64, 128 or K values, got 8 groups for K = {K} "
+            f"(shape [{N}, 8])",
+            {"act_bits": 8, "scales": full(N, 8)},
+        ),
+    ]
+    exact, shifted = "the exact sum", "the sum of 16 * a * b"
+    for bits, has_zero, most, k, what in (
+        (8, False, 131040, 131072, shifted),
+        (8, True, 131040, 131072, shifted),
+        (8, False, 2097152, 2097184, exact),
+        (8, True, 1118464, 1118496, exact),
+        (4, False, 33554432, 33554464, exact),
+        (4, True, 17895680, 17895712, exact),
+    ):
+        changes: dict[str, Any] = {
+            "act_bits": bits,
+            "a": full(1, k, dtype=bf16),
+            "b": full(1, k // 2, dtype=u8),
+            "scales": full(1),
+        }
+        changes |= {"zeros": full(1, dtype=i8)} if has_zero else {}
+        message = (
+            f"K must be at most {most} for {what} to fit int32, got {k} (act_bits=16 sets no limit)"
+        )
+        found.append(Refusal(INT4, message, changes))
     return found
 
 
@@ -748,6 +820,27 @@ def test_a_capture_saturates_what_pack_would_refuse() -> None:
 def test_explain(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"^explain: {message}"):
         qutlass.explain(*arguments, sm=86)
+
+
+@pytest.mark.parametrize(
+    ("op", "group", "options", "message"),
+    [
+        (INT4, None, {"act_bits": 5}, f"act_bits must be 16, or for {INT4} .* got 5 for {INT4}"),
+        (W4A8, None, {"act_bits": 8}, f"act_bits must be 16, or for {INT4} .* got 8 for {W4A8}"),
+        (INT4, 64, {"act_bits": 4}, f"{INT4} with act_bits=4 takes no such groups, got .*=64"),
+        (
+            INT4,
+            64,
+            {"act_bits": 8, "multiplier": True},
+            f"{INT4} with act_bits=8 takes no such groups, got .*multiplier=True",
+        ),
+    ],
+)
+def test_explain_act_bits(
+    op: str, group: int | None, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^explain: {message}"):
+        qutlass.explain(op, 1, 1, 128, group, **options, sm=86)
 
 
 def test_explain_for_an_unknown_card() -> None:

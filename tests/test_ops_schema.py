@@ -289,6 +289,27 @@ def test_explain(op: str, group: int | None, multiplier: bool, family: str, sm: 
         assert choice == qutlass.explain(op, m, 4096, 4096, group, multiplier=multiplier, sm=sm)
 
 
+@pytest.mark.parametrize(
+    ("act_bits", "group", "operator", "type_of_mma"),
+    [
+        (16, 64, "matmul_int4_bf16_tn", "bf16"),
+        (8, None, "matmul_w4a8_bf16_tn", "s8"),
+        (8, 4096, "matmul_w4a8_bf16_tn", "s8"),
+        (8, 64, "matmul_w4a8_bf16_tn", "s8"),
+        (4, None, "matmul_w4a4_bf16_tn", "s4"),
+    ],
+)
+def test_explain_act_bits(
+    act_bits: int, group: int | None, operator: str, type_of_mma: str
+) -> None:
+    """Quantizing its activations, the operator runs what the integer operator would."""
+    for m in (1, 100, 4096):
+        shape = (m, 4096, 4096, group)
+        choice = qutlass.explain("matmul_int4_bf16_tn", *shape, act_bits=act_bits, sm=86)
+        assert choice == qutlass.explain(operator, *shape, sm=86)
+        assert choice["instruction"].endswith(f".{type_of_mma}")
+
+
 def test_explain_on_a_cpu() -> None:
     answer = qutlass.explain("matmul_int8_bf16_tn", 16, 4096, 4096, device="cpu")
     assert answer == {"op": "w8a8", "device": "cpu", "isa": qutlass.build_info()["cpu_isa"]}

@@ -47,7 +47,7 @@ def test_the_readme_example_runs(tmp_path: Path) -> None:
     assert ran.returncode == 0, f"{example}\n{ran.stdout}\n{ran.stderr}"
 
 
-@pytest.mark.parametrize("module", ["qutlass.ops", "qutlass.reference"])
+@pytest.mark.parametrize("module", ["qutlass.ops", "qutlass.reference", "qutlass.tuned"])
 def test_docstring_examples_run(module: str) -> None:
     torch.manual_seed(0)
     imported = importlib.import_module(module)

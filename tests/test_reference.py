@@ -359,6 +359,18 @@ def test_products_worked_out_on_paper() -> None:
         torch.tensor([[0.5, 5.0]]), one,
     )  # fmt: skip
     assert out.tolist() == [[145.0]]
+    # With zeros 1 and 0 and a quantized: to 127 of 2 / 127, where
+    # 32 · 127 · (0.5 · 4 + 4 · 5) · 2 / 127 = 1408; and, one scale a row, to 7 of 2 / 7, where
+    # 64 · 7 · 4 · 0.5 · 2 / 7 = 256.
+    a = torch.full((1, 64), 2.0, dtype=torch.bfloat16)
+    out = reference.matmul_int4_bf16_tn(
+        a, b, torch.tensor([[0.5, 4.0]]), torch.tensor([[1, 0]], dtype=i32), act_bits=8
+    )
+    assert out.tolist() == [[1408.0]]
+    one_zero = torch.ones(1, dtype=i32)
+    for act_bits in (8, 4):
+        out = reference.matmul_int4_bf16_tn(a, b, one / 2, one_zero, act_bits=act_bits)
+        assert out.tolist() == [[256.0]]
 
 
 def test_unsigned_checkpoints_become_signed_by_subtracting_eight() -> None:
@@ -448,3 +460,29 @@ def test_one_zero_beside_a_scale_each_row() -> None:
 def test_int4_groups_are_whole_blocks() -> None:
     with pytest.raises(ValueError, match="group_size must be a multiple of 32, got 48"):
         reference.quantize_int4(torch.randn(2, 96), group_size=48)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"act_bits": 6}, ValueError, "act_bits must be 16, 8 or 4, got 6"),
+        ({"act_bits": 4}, ValueError, r"scales must be \[3, 1\] or \[3\] with act_bits=4, got"),
+        ({"act_bits": 8, "zeros": torch.ones(3, 2)}, TypeError, "zeros must be .* got float32"),
+    ],
+)
+def test_activations_to_be_quantized_are_refused_what_integers_refuse(
+    changes: dict, error: type[Exception], message: str
+) -> None:
+    a = torch.ones(2, 64, dtype=torch.bfloat16)
+    b = torch.zeros(3, 32, dtype=torch.uint8)
+    with pytest.raises(error, match=f"^matmul_int4_bf16_tn: {message}"):
+        reference.matmul_int4_bf16_tn(a, b, torch.ones(3, 2), **changes)
+
+
+@pytest.mark.parametrize(("act_bits", "limit"), [(8, 131040), (4, 2**25)])
+def test_activations_to_be_quantized_have_the_limit_of_k(act_bits: int, limit: int) -> None:
+    k = limit + 32
+    a = torch.ones(1, k, dtype=torch.bfloat16, device="meta")
+    b = torch.zeros(1, k // 2, dtype=torch.uint8, device="meta")
+    with pytest.raises(ValueError, match=f"^matmul_int4_bf16_tn: K must be at most {limit} for"):
+        reference.matmul_int4_bf16_tn(a, b, torch.ones(1, device="meta"), act_bits=act_bits)

@@ -51,6 +51,7 @@ class CudaBackend {
   void gemm(const GemmArguments&, const GemmConfig&) const;
 
  private:
+  DeviceInfo limits() const;
   void launch(const GemmArguments&, const GemmConfig&, const DeviceInfo&) const;
   OwnedTensor scratch(size_t bytes) const;
 

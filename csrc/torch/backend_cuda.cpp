@@ -12,6 +12,8 @@
 #include <set>
 #include <tuple>
 
+#include "common/cards.h"
+#include "gemm/tuned.h"
 #include "torch/backend.h"
 
 namespace qutlass::binding {
@@ -45,8 +47,15 @@ void raise_if_failed(const char* op, cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(op) + ": " + what + ": " + cudaGetErrorString(error));
 }
 
+// A choice, and whether it was measured on this GPU (see gemm/tuned.h) instead of estimated.
+struct Selected {
+  GemmConfig config;
+  bool tuned = false;
+};
+
 // QUTLASS_PRINT_TILE=1: each choice once, on stderr.
-void print_choice(const GemmArguments& args, const GemmConfig& config, const DeviceInfo& info) {
+void print_choice(const GemmArguments& args, const Selected& selected, const DeviceInfo& info) {
+  const GemmConfig& config = selected.config;
   static std::mutex mutex;
   static std::set<std::tuple<int, int64_t, int64_t, int64_t, int64_t, int, int, int>> printed;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -57,10 +66,10 @@ void print_choice(const GemmArguments& args, const GemmConfig& config, const Dev
     return;
   }
   const GemmTile& tile = gemm_tile(config.tile);
-  std::fprintf(stderr, "qutlass: %s M=%lld N=%lld K=%lld group=%lld sm_%d: %s split_k=%d %s\n",
+  std::fprintf(stderr, "qutlass: %s M=%lld N=%lld K=%lld group=%lld sm_%d: %s split_k=%d %s%s\n",
                name_of(args.op), static_cast<long long>(args.M), static_cast<long long>(args.N),
                static_cast<long long>(args.K), static_cast<long long>(args.group_size), info.sm,
-               tile.name, config.split_k, tile.instruction);
+               tile.name, config.split_k, tile.instruction, selected.tuned ? " tuned" : "");
 }
 
 bool prints_choices() {
@@ -71,14 +80,16 @@ bool prints_choices() {
   return prints;
 }
 
-// gemm_select, remembered: it weighs every row of the table, 2 to 4 us on an EPYC core where a
-// whole call through torch.ops without it takes 3. A model asks for the same few dozen problems
-// over and over; each thread keeps its own answers, so that nothing is locked.
-GemmConfig select_cached(const GemmProblem& problem, int32_t device, const DeviceInfo& info) {
+// The tuned choice or gemm_select's, remembered: the latter weighs every row of the table, 2 to 4
+// us on an EPYC core where a whole call through torch.ops without it takes 3. A model asks for the
+// same few dozen problems over and over; each thread keeps its own answers, so that nothing is
+// locked. An answer from before the tuned choices last changed is asked for again.
+Selected select_cached(const GemmProblem& problem, int32_t device, const DeviceInfo& info) {
   struct Answer {
     GemmProblem problem;
     int32_t device = -1;
-    GemmConfig config;
+    uint64_t generation = 0;
+    Selected selected;
   };
   constexpr size_t kAnswers = 64;
   thread_local Answer answers[kAnswers];
@@ -89,11 +100,18 @@ GemmConfig select_cached(const GemmProblem& problem, int32_t device, const Devic
   }
   Answer& answer = answers[hash % kAnswers];
   const GemmProblem& known = answer.problem;
-  if (answer.device != device || known.op != problem.op || known.M != problem.M ||
-      known.N != problem.N || known.K != problem.K || known.group_size != problem.group_size) {
-    answer = {problem, device, gemm_select(problem, info)};
+  const uint64_t generation = tuned_generation();
+  if (answer.device != device || answer.generation != generation || known.op != problem.op ||
+      known.M != problem.M || known.N != problem.N || known.K != problem.K ||
+      known.group_size != problem.group_size) {
+    // What was measured is of the GPU that is there, not of an assumed card.
+    GemmConfig config;
+    if (!assumption().card) config = find_tuned(problem, device, info);
+    const bool tuned = config.tile >= 0;
+    if (!tuned) config = gemm_select(problem, info);
+    answer = {problem, device, generation, {config, tuned}};
   }
-  return answer.config;
+  return answer.selected;
 }
 
 }  // namespace
@@ -175,22 +193,29 @@ void CudaBackend::weight_sums(const WeightSumsArguments& args) const {
   raise_if_failed(op_, cuda::weight_sums(args, stream_));
 }
 
-void CudaBackend::gemm(const GemmArguments& args) const {
+// The limits that kernels are chosen by.
+DeviceInfo CudaBackend::limits() const {
   DeviceInfo info;
   raise_if_failed(op_, query_device(on_.device_index, &info));
+  raise_if_failed(op_, apply_assumption(assumption(), &info));
+  return info;
+}
+
+void CudaBackend::gemm(const GemmArguments& args) const {
+  const DeviceInfo info = limits();
   const GemmProblem problem = {args.op, args.M, args.N, args.K, args.group_size};
-  const GemmConfig config = select_cached(problem, on_.device_index, info);
+  const Selected selected = select_cached(problem, on_.device_index, info);
+  const GemmConfig& config = selected.config;
   if (config.tile < 0) {
     throw std::runtime_error(std::string(op_) + ": no kernel runs this problem on sm_" +
                              std::to_string(info.sm));
   }
-  if (prints_choices()) print_choice(args, config, info);
+  if (prints_choices()) print_choice(args, selected, info);
   launch(args, config, info);
 }
 
 void CudaBackend::gemm(const GemmArguments& args, const GemmConfig& config) const {
-  DeviceInfo info;
-  raise_if_failed(op_, query_device(on_.device_index, &info));
+  const DeviceInfo info = limits();
   const GemmProblem problem = {args.op, args.M, args.N, args.K, args.group_size};
   if (config.tile < 0 || config.tile >= gemm_tile_count() ||
       !gemm_config_legal(problem, config, info)) {

@@ -305,10 +305,24 @@ constexpr int64_t reach(int bits, bool has_zero) {
 // The exact sum must fit int32. 2^31 itself, which only the most negative values reach, passes: it
 // is the int32 maximum after saturation, and both are 2^31 as float32.
 void check_k_limit(const char* op, int64_t k, int64_t k_multiple, int64_t a_reach,
-                   int64_t b_reach) {
+                   int64_t b_reach, const char* hint = "") {
   const int64_t most = (int64_t{1} << 31) / (a_reach * b_reach) / k_multiple * k_multiple;
   if (k > most) {
-    refuse(op, "K must be at most ", most, " for the exact sum to fit int32, got ", k);
+    refuse(op, "K must be at most ", most, " for the exact sum to fit int32, got ", k, hint);
+  }
+}
+
+// The same for a product with one scale a row of b.
+void check_channel_sum(const char* op, int64_t k, int a_bits, int b_bits, bool has_a_zero,
+                       bool has_b_zero, const char* hint = "") {
+  check_k_limit(op, k, b_bits == 4 ? kInt4Block : kInt8Multiple, reach(a_bits, has_a_zero),
+                reach(b_bits, has_b_zero), hint);
+  // The int8 x int4 kernels hold sums of 16 * b, which is what lets a packed word become fragments
+  // by masking alone.
+  constexpr int64_t kMostW4A8 = ((int64_t{1} << 31) - 1) / (16 * 128 * 8) / kInt4Block * kInt4Block;
+  if (a_bits == 8 && b_bits == 4 && k > kMostW4A8) {
+    refuse(op, "K must be at most ", kMostW4A8, " for the sum of 16 * a * b to fit int32, got ", k,
+           hint);
   }
 }
 
@@ -343,15 +357,7 @@ void check_channels(const char* op, Views in, int a_bits, int b_bits, const char
   if (in[kBSum]) {
     args->b_sum = check_per_group(op, "b_sum", *in[kBSum], {DType::kInt32}, a, args->N, 1);
   }
-  check_k_limit(op, args->K, b_bits == 4 ? kInt4Block : kInt8Multiple, reach(a_bits, in[kAZero]),
-                reach(b_bits, in[kBZero]));
-  // The int8 x int4 kernels hold sums of 16 * b, which is what lets a packed word become fragments
-  // by masking alone.
-  constexpr int64_t kMostW4A8 = ((int64_t{1} << 31) - 1) / (16 * 128 * 8) / kInt4Block * kInt4Block;
-  if (a_bits == 8 && b_bits == 4 && args->K > kMostW4A8) {
-    refuse(op, "K must be at most ", kMostW4A8, " for the sum of 16 * a * b to fit int32, got ",
-           args->K);
-  }
+  check_channel_sum(op, args->K, a_bits, b_bits, in[kAZero], in[kBZero]);
 }
 
 // A scale or zero point of dequantize_*, or a given one of quantize_*.
@@ -622,9 +628,12 @@ GemmArguments check_matmul_w4a8(Views in) {
   return args;
 }
 
-GemmArguments check_matmul_int4(Views in) {
+GemmArguments check_matmul_int4(Views in, int64_t act_bits) {
   constexpr const char* op = "matmul_int4_bf16_tn";
   enum { kScales = 2, kZeros, kIntBias };
+  if (act_bits != 16 && act_bits != 8 && act_bits != 4) {
+    refuse(op, "act_bits must be 16, 8 or 4, got ", act_bits);
+  }
   GemmArguments args =
       check_operands(op, GemmOp::kW4A16, in, DType::kBFloat16, 1, DType::kUInt8, 2, kInt4Block);
   const TensorView& a = *in[kA];
@@ -634,13 +643,29 @@ GemmArguments check_matmul_int4(Views in) {
     refuse(op, "scales must be [N, G] = [", args.N, ", G], got ", shape_of(scales));
   }
   const int64_t groups = is_vector ? 1 : scales.last();
+  if (act_bits == 4 && groups != 1) {
+    refuse(op, "scales must be [N, 1] = [", args.N, ", 1] or [N] with act_bits=4, got ",
+           shape_of(scales), " (groups are taken with act_bits=8 and 16)");
+  }
   check_group_of_product(op, "scales", scales, args.K, groups, true);
   args.group_size = args.K / groups;
   args.b_scale = check_per_group(op, "scales", scales, kFloats, a, args.N, groups);
   if (in[kZeros]) {
-    args.b_zero = check_per_group(op, "zeros", *in[kZeros], kAnyZeros, a, args.N, groups);
+    const TensorView& zeros = *in[kZeros];
+    if (act_bits != 16 && !kIntegerZeros.has(zeros.dtype)) {
+      refuse(op, "zeros must be ", kIntegerZeros, " with act_bits=", act_bits, ", got ",
+             zeros.dtype_name, " (fractional ones are taken with act_bits=16)");
+    }
+    args.b_zero = check_per_group(op, "zeros", zeros, kAnyZeros, a, args.N, groups);
   }
   if (in[kIntBias]) args.bias = check_bias(op, *in[kIntBias], a, args.N);
+  if (act_bits == 16) return args;
+
+  args.op = act_bits == 4 ? GemmOp::kW4A4 : groups == 1 ? GemmOp::kW4A8 : GemmOp::kW4A8Group;
+  if (groups == 1) {
+    check_channel_sum(op, args.K, a_bits(args.op), b_bits(args.op), false, in[kZeros],
+                      " (act_bits=16 sets no limit)");
+  }
   return args;
 }
 

@@ -38,7 +38,9 @@ DequantizeArguments check_dequantize_int4(Views, DType out, const char* out_name
 GemmArguments check_matmul_int8(Views);
 GemmArguments check_matmul_w4a4(Views);
 GemmArguments check_matmul_w4a8(Views);   // and b_multiplier
-GemmArguments check_matmul_int4(Views);   // a, b, scales, zeros, bias
+// a, b, scales, zeros, bias. With act_bits below 16 the result is an integer product whose
+// activations are missing: `a` and `lda` are still those of the bfloat16 tensor, to be quantized.
+GemmArguments check_matmul_int4(Views, int64_t act_bits);
 
 // The first offending value of pack_int4, at a flat index.
 [[noreturn]] void refuse_pack_value(const TensorView& w, int64_t flat_index, int64_t value);

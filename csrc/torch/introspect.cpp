@@ -15,9 +15,14 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "common/cards.h"
 #include "cpu/gemm.h"
 #include "gemm/gemm.h"
+#include "gemm/schedule.h"
+#include "gemm/tuned.h"
 #include "torch/checks.h"
 
 #ifdef QUTLASS_WITH_CUDA
@@ -32,7 +37,7 @@ namespace {
 class Json {  // one object, built key by key
  public:
   Json& text(const char* key, const char* value) {
-    return value ? raw(key, '"' + std::string(value) + '"') : raw(key, "null");
+    return value ? raw(key, '"' + escaped(value) + '"') : raw(key, "null");
   }
   Json& number(const char* key, int64_t value) { return raw(key, std::to_string(value)); }
   Json& number(const char* key, double value) {
@@ -48,6 +53,16 @@ class Json {  // one object, built key by key
     body_ += (body_.empty() ? "\"" : ", \"") + std::string(key) + "\": " + value;
     return *this;
   }
+  // Values of environment variables may hold anything.
+  static std::string escaped(const char* value) {
+    std::string text;
+    for (; *value; ++value) {
+      if (*value == '"' || *value == '\\') text += '\\';
+      text += *value >= ' ' && *value <= '~' ? *value : '?';
+    }
+    return text;
+  }
+
   std::string body_;
 };
 
@@ -84,32 +99,26 @@ std::optional<GemmOp> family_of(const char* name) {
   return std::nullopt;
 }
 
-// A card of each compute capability, so that a choice can be explained where there is none. The
-// limits are those of the CUDA programming guide's table of compute capabilities, the rest the data
-// sheets' of the A100 40 GB, RTX 3090, RTX 4090 and H200.
-constexpr DeviceInfo kCards[] = {
-    {80, 108, 163 << 10, 164 << 10, int64_t{40} << 20, 1.555e12},
-    {86, 82, 99 << 10, 100 << 10, int64_t{6} << 20, 0.936e12},
-    {89, 128, 99 << 10, 100 << 10, int64_t{72} << 20, 1.008e12},
-    {90, 132, 227 << 10, 228 << 10, int64_t{50} << 20, 4.8e12},
-};
-
+// The limits of a card (sm > 0) or of a device, which QUTLASS_ASSUME_SM replaces by a card's
+// whether the device is there or not.
 std::string device_for(int sm, int device, DeviceInfo* info) {
   if (sm > 0) {
-    for (const DeviceInfo& card : kCards) {
-      if (card.sm != sm) continue;
-      *info = card;
-      return "";
-    }
-    return "sm must be 80, 86, 89 or 90, got " + std::to_string(sm);
+    const DeviceInfo* card = find_card(sm);
+    if (!card) return "sm must be 80, 86, 89 or 90, got " + std::to_string(sm);
+    *info = *card;
+    return "";
   }
 #ifdef QUTLASS_WITH_CUDA
-  const Status status = query_device(device, info);
-  return status.ok() ? "" : status.what;
+  const Status found = query_device(device, info);
+  std::string missing = found.ok() ? "" : found.what;
 #else
-  return "this build of qutlass has no CUDA kernels; name a card by sm instead of device " +
-         std::to_string(device);
+  std::string missing =
+      "this build of qutlass has no CUDA kernels; name a card by sm instead of device " +
+      std::to_string(device);
 #endif
+  const Status assumed = apply_assumption(assumption(), info);
+  if (!assumed.ok()) return assumed.what;
+  return assumption().card ? "" : missing;
 }
 
 // Runs the checks of an operator on the views of its tensors. `numbers` are its other arguments in
@@ -136,7 +145,7 @@ void run_check(const std::string& op, Views in, const int64_t* numbers, const ch
   } else if (op == "matmul_w4a8_bf16_tn") {
     check_matmul_w4a8(in);
   } else if (op == "matmul_int4_bf16_tn") {
-    check_matmul_int4(in);
+    check_matmul_int4(in, numbers[0]);
   } else {
     throw std::invalid_argument(op + ": no such operator");
   }
@@ -167,23 +176,33 @@ QUTLASS_EXPORT const char* qutlass_gemm_tiles() {
 }
 
 // Which row a product would run on, on device `device` or, if `sm` > 0, on a card of that compute
-// capability; an object with "error" if none.
+// capability; an object with "error" if none. `tuned` 0: by the selection model, whatever was
+// measured on the device; 1: as a call would; 2: by what was measured on the device, even for
+// another card (with "error" if nothing was), for the tests.
 QUTLASS_EXPORT const char* qutlass_explain(const char* family, int64_t m, int64_t n, int64_t k,
-                                           int64_t group_size, int sm, int device) {
+                                           int64_t group_size, int sm, int device, int tuned) {
   const std::optional<GemmOp> op = family_of(family);
   DeviceInfo info;
   std::string error = op ? device_for(sm, device, &info) : "no such kernel family";
   if (!error.empty()) return keep(Json().text("error", error.c_str()).str());
   const GemmProblem problem = {*op, m, n, k, group_size};
-  const GemmConfig config = gemm_select(problem, info);
+  const bool assumed = sm <= 0 && assumption().card;
+  GemmConfig config;
+  if (tuned == 2 || (tuned == 1 && sm <= 0 && !assumed)) {
+    config = find_tuned(problem, device, info);
+  }
+  const bool measured = config.tile >= 0;
+  if (!measured && tuned != 2) config = gemm_select(problem, info);
   if (config.tile < 0) return keep(Json().text("error", "no row runs this problem").str());
 
   const GemmTile& tile = gemm_tile(config.tile);
-  const int64_t blocks = ((m + tile.m - 1) / tile.m) * ((n + tile.n - 1) / tile.n) * config.split_k;
   // CUDA reserves 1 KiB of shared memory a block. Registers can only lower what is resident.
   const int threads_per_sm = info.sm == 80 || info.sm >= 90 ? 2048 : 1536;
   const int resident = std::max(
       1, std::min(info.smem_per_sm / (tile.smem_bytes + 1024), threads_per_sm / tile.threads));
+  const int64_t blocks = make_schedule(m, n, k, tile.m, tile.n, tile.k, group_size, config.split_k,
+                                       resident * info.sm_count, 1)
+                             .blocks;
   const bool int4_products = *op == GemmOp::kW4A4;
   return keep(Json()
                   .text("op", family)
@@ -198,6 +217,8 @@ QUTLASS_EXPORT const char* qutlass_explain(const char* family, int64_t m, int64_
                   .number("waves", static_cast<double>(blocks) / (resident * info.sm_count))
                   .number("sm", int64_t{info.sm})
                   .number("sm_count", int64_t{info.sm_count})
+                  .boolean("tuned", measured)
+                  .boolean("assumed", assumed)
                   .str());
 }
 
@@ -211,6 +232,34 @@ QUTLASS_EXPORT int qutlass_gemm_legal(const char* family, int tile, int split_k,
   if (!op || !device_for(sm, device, &info).empty()) return -1;
   if (tile < 0 || tile >= gemm_tile_count()) return -1;
   return gemm_config_legal({*op, m, n, k, group_size}, {tile, split_k}, info);
+}
+
+// Who is asked for the tuned choices of a device when one is first wanted there, see gemm/tuned.h.
+QUTLASS_EXPORT void qutlass_tuned_loader(TunedLoader loader) { set_tuned_loader(loader); }
+
+// The part of the signature of tuned choices that is not the rows of the table.
+QUTLASS_EXPORT int qutlass_tuned_version() { return kTunedVersion; }
+
+// Replaces the tuned choices of a device: `count` times M, N, K, group size, row, split of k. The
+// row says the kernel family. False, and nothing is replaced, if there is no such row.
+QUTLASS_EXPORT bool qutlass_tuned_set(int device, const int64_t* choices, int count) {
+  std::vector<TunedChoice> all;
+  for (const int64_t* c = choices; c != choices + 6 * static_cast<int64_t>(count); c += 6) {
+    if (c[4] < 0 || c[4] >= gemm_tile_count()) return false;
+    const int tile = static_cast<int>(c[4]);
+    all.push_back({{gemm_tile(tile).op, c[0], c[1], c[2], c[3]}, {tile, static_cast<int>(c[5])}});
+  }
+  set_tuned(device, std::move(all));
+  return true;
+}
+
+// What QUTLASS_ASSUME_SM says: "sm", the card's or 0, and "error", or null.
+QUTLASS_EXPORT const char* qutlass_assumption() {
+  const Assumption& assumed = assumption();
+  return keep(Json()
+                  .number("sm", int64_t{assumed.card ? assumed.card->sm : 0})
+                  .text("error", assumed.error.empty() ? nullptr : assumed.error.c_str())
+                  .str());
 }
 
 // What is compiled in.

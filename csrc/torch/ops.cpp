@@ -182,11 +182,43 @@ TensorHandle matmul_w4a8(TensorHandle a, TensorHandle b, TensorHandle a_scale, T
   return matmul<Backend>("matmul_w4a8_bf16_tn", in[0], check_matmul_w4a8(in.views()), kRunSelected);
 }
 
+// Gives a product that check_matmul_int4 left without its activations what quantize_int8 or
+// quantize_int4 makes of each row of `a`, in memory that it returns.
+template <typename Backend>
+OwnedTensor quantize_activations(const Backend& backend, const TensorView& a, GemmArguments* gemm) {
+  QuantizeArguments args;
+  args.x = gemm->a;
+  args.x_dtype = a.dtype;
+  args.rows = gemm->M;
+  args.cols = gemm->K;
+  args.x_stride = gemm->lda / size_of(a.dtype);
+  args.bits = a_bits(gemm->op);
+  args.group_size = gemm->K;
+  // One allocation: K is a multiple of 32, so the scales behind the rows are aligned.
+  const int64_t row_bytes = gemm->K * args.bits / 8;
+  const int64_t scale_bytes = size_of(DType::kFloat32);
+  OwnedTensor memory = empty(Shape().add(gemm->M * (row_bytes + scale_bytes)), DType::kUInt8, a);
+  uint8_t* const q = static_cast<uint8_t*>(data_of(memory));
+  args.q = q;
+  args.scale = reinterpret_cast<float*>(q + gemm->M * row_bytes);
+  backend.quantize(args);
+  gemm->a = q;
+  gemm->lda = row_bytes;
+  gemm->a_scale = {args.scale, DType::kFloat32, 1};
+  return memory;
+}
+
 template <typename Backend>
 TensorHandle matmul_int4(TensorHandle a, TensorHandle b, TensorHandle scales,
-                         OptionalTensorHandle zeros, OptionalTensorHandle bias) {
+                         OptionalTensorHandle zeros, OptionalTensorHandle bias, int64_t act_bits) {
   const Inputs<5> in(a, b, scales, zeros, bias);
-  return matmul<Backend>("matmul_int4_bf16_tn", in[0], check_matmul_int4(in.views()), kRunSelected);
+  constexpr const char* op = "matmul_int4_bf16_tn";
+  const GemmArguments checked = check_matmul_int4(in.views(), act_bits);
+  if (act_bits == 16) return matmul<Backend>(op, in[0], checked, kRunSelected);
+  return matmul<Backend>(op, in[0], checked, [&](const Backend& backend, GemmArguments args) {
+    const OwnedTensor quantized = quantize_activations(backend, in[0], &args);
+    backend.gemm(args);
+  });
 }
 
 #ifdef QUTLASS_WITH_CUDA
@@ -196,7 +228,7 @@ GemmArguments check_family(const std::string& family, const TensorView* const* i
   if (family == name_of(GemmOp::kW4A16)) {
     const TensorView* operands[] = {in[0], in[1], in[3], in[5], in[7]};
     if (!operands[2]) throw std::invalid_argument("_gemm_with_tile: w4a16 takes b_scale");
-    return check_matmul_int4(operands);
+    return check_matmul_int4(operands, 16);
   }
   if (!has_scales) {
     throw std::invalid_argument("_gemm_with_tile: " + family + " takes a_scale and b_scale");
@@ -391,19 +423,31 @@ STABLE_TORCH_LIBRARY(qutlass, m) {
       "Tensor? a_zero=None, Tensor? b_zero=None, Tensor? b_sum=None, Tensor? bias=None, "
       "Tensor? b_multiplier=None) -> Tensor");
 
-  // matmul_int4_bf16_tn: bfloat16 activations by packed INT4 weights (W4A16).
+  // matmul_int4_bf16_tn: bfloat16 activations by packed INT4 weights (W4A16); asked for, on integer
+  // Tensor Cores.
   //   a        bfloat16 [..., K], K a multiple of 32
   //   b        packed uint8 [N, K/2], N >= 1, contiguous
   //   scales   float [N, G], K / G in {32, 64, 128} or K; [N] too where G is 1
   //   zeros    int32 or int8, or float32 or bfloat16 for fractional ones, shaped as scales.
   //            None: 0.
   //   bias     float [N]. None: no addition.
-  //   returns  bfloat16 [..., N]: sum_k a * ((q - zeros) * scales) + bias, accumulated in float32
-  // The same inputs give the same bits on the same device; against float64 the relative Frobenius
-  // error is at most 3e-3 at any K. Alignment on CUDA as in matmul_int8_bf16_tn.
+  //   act_bits 16, 8 or 4: how the activations are multiplied
+  //   returns  bfloat16 [..., N]
+  // act_bits=16: sum_k a * ((q - zeros) * scales) + bias, accumulated in float32. The same inputs
+  // give the same bits on the same device; against float64 the relative Frobenius error is at most
+  // 3e-3 at any K.
+  // act_bits=8: (a8, a_scale) = quantize_int8(a), then matmul_w4a8_bf16_tn of a8 and b with scales
+  // for b_scale, zeros for b_zero and the bias, bit for bit: one scale a row where G is 1, else
+  // float group scales.
+  // act_bits=4: the same with quantize_int4 and matmul_w4a4_bf16_tn; G is 1.
+  // With 8 and 4 zeros are int32 or int8, K has the limit of that product, and a row of a with a
+  // NaN or Inf gives a row of NaN. On CUDA quantizing is one launch more; its memory, M * K bytes
+  // (half of that for INT4) and a float a row, comes from torch's allocator and is free again when
+  // the call returns.
+  // Alignment on CUDA as in matmul_int8_bf16_tn.
   m.def(
       "matmul_int4_bf16_tn(Tensor a, Tensor b, Tensor scales, Tensor? zeros=None, "
-      "Tensor? bias=None) -> Tensor");
+      "Tensor? bias=None, *, int act_bits=16) -> Tensor");
 
   // _gemm_with_tile: a product on a chosen row of the tile table, for tests and the bench; CUDA.
   //   op       the kernel family as the table names it ("w8a8", "w4a8_group" ...); for "w4a16"

@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from . import tuned  # noqa: F401  has the library ask for tuned choices when a GPU is first used
 from .doctor import doctor
 from .ops import (
     build_info,
@@ -50,6 +51,7 @@ __all__ = [
     "quantize_int4",
     "quantize_int8",
     "split_group_scales",
+    "tune",
     "unpack_int4",
     "weight_sums",
 ]
@@ -61,10 +63,12 @@ _ON_DEMAND = ("nn", "reference")
 
 def __getattr__(name: str) -> Any:
     """Import `qutlass.nn` and its like when they are first named."""
+    if name == "tune":
+        return importlib.import_module(f"{__name__}.tuning").tune
     if name in _ON_DEMAND:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ON_DEMAND])
+    return sorted({*globals(), *__all__, *_ON_DEMAND})

@@ -74,6 +74,12 @@ def _demo(argv: Sequence[str]) -> int:
     return demo(argv)
 
 
+def _bench(argv: Sequence[str]) -> int:
+    from .bench import main as bench
+
+    return bench(argv)
+
+
 def _explain(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m qutlass explain", description=COMMANDS["explain"].summary
@@ -84,6 +90,9 @@ def _explain(argv: Sequence[str]) -> int:
     parser.add_argument("K", type=int, help="input features")
     parser.add_argument("--group-size", type=int, metavar="G", help="k values that share a scale")
     parser.add_argument("--multiplier", action="store_true", help="groups with integer multipliers")
+    parser.add_argument(
+        "--act-bits", type=int, default=16, metavar="BITS", help="act_bits of matmul_int4_bf16_tn"
+    )
     parser.add_argument("--device", help="where it would run, e.g. cuda:1 or cpu")
     parser.add_argument(
         "--sm", type=int, metavar="CC", help="a card instead: 80, 86, 89 or 90, there or not"
@@ -100,6 +109,7 @@ def _explain(argv: Sequence[str]) -> int:
             args.K,
             args.group_size,
             multiplier=args.multiplier,
+            act_bits=args.act_bits,
             device=args.device,
             sm=args.sm,
         )
@@ -114,8 +124,16 @@ def _explain(argv: Sequence[str]) -> int:
     return 0
 
 
+def _tune(argv: Sequence[str]) -> int:
+    from .tuning import main as tune
+
+    return tune(argv)
+
+
 COMMANDS = {
     "doctor": Command("what is installed, what runs where, what to install", _doctor),
     "demo": Command("quantize a real model in every scheme and compare with float32", _demo),
+    "bench": Command("time every product on this GPU, beside those of others", _bench),
     "explain": Command("which kernel a matrix product would run", _explain),
+    "tune": Command("measure which kernels are best for a model on this GPU, and use them", _tune),
 }

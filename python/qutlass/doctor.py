@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import ops
+from . import ops, tuned
 from ._library import library_path
 
 __all__ = ["Diagnosis", "diagnose", "doctor"]
@@ -117,7 +117,7 @@ def diagnose() -> Diagnosis:
         gpus = [Gpu(name, capability, None, "", reason) for name, capability in _driver_gpus()]
     return Diagnosis(
         versions=_versions(build),
-        backends=_backends(build),
+        backends=_backends(build, gpus),
         gpus=gpus,
         operators={name: _places(name, gpus, build) for name in operators},
         advice=_advice(build, gpus, seen_by_torch),
@@ -143,12 +143,30 @@ def _versions(build: dict[str, Any]) -> dict[str, str]:
     return versions
 
 
-def _backends(build: dict[str, Any]) -> dict[str, str]:
+def _backends(build: dict[str, Any], gpus: Sequence[Gpu]) -> dict[str, str]:
     threads = f"{torch.get_num_threads()} threads"
-    return {
+    backends = {
         "CPU": f"{_processor()}: {build['cpu_isa']}, {threads}",
         "CUDA": f"compiled for {build['archs']}" if build["cuda"] else "not compiled in",
     }
+    for name in dict.fromkeys(gpu.name for gpu in gpus if gpu.code):
+        backends[f"tuned choices, {name}"] = _tuned(name)
+    return backends
+
+
+def _tuned(gpu: str) -> str:
+    """What `qutlass.tune` has measured on a GPU model."""
+    if not tuned.in_use():
+        return "not used: QUTLASS_TUNED is 0"
+    try:
+        path = tuned.path_for(gpu)
+        return f"{len(tuned.Results.load(path).choices)} in {path}"
+    except FileNotFoundError:
+        return "none: `python -m qutlass tune` measures"
+    except tuned.UnusableError as error:
+        return f"{path} is not used: {error}"
+    except RuntimeError as error:
+        return f"none: {error}"
 
 
 def _places(operator: str, gpus: Sequence[Gpu], build: dict[str, Any]) -> dict[str, str]:
@@ -233,6 +251,14 @@ def _advice(build: dict[str, Any], gpus: Sequence[Gpu], seen_by_torch: bool) -> 
         )
     elif usable and seen_by_torch and any(not gpu.code for gpu in usable):
         advice.append(f"qutlass has no code for a GPU of this machine: build it {rebuild}.")
+    assumed = ops._assumption()
+    if assumed["error"]:
+        advice.append(f"{assumed['error']}: matrix products on GPUs and explain() fail until then.")
+    elif assumed["sm"]:
+        advice.append(
+            f"QUTLASS_ASSUME_SM={assumed['sm']} is in force: kernels are chosen as for such a card "
+            "on every GPU, and tuned choices are not used. Unset it for speed."
+        )
     if any(gpu.code == "ptx" for gpu in gpus):
         advice.append(
             "The driver compiles PTX for a GPU of this machine when a kernel first runs (a wait of "

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -442,11 +442,23 @@ def matmul_int4_bf16_tn(
     scales: Tensor,
     zeros: Tensor | None = None,
     bias: Tensor | None = None,
+    *,
+    act_bits: Literal[16, 8, 4] = 16,
 ) -> Tensor:
-    """Multiply bfloat16 activations by packed INT4 weights (W4A16).
+    """Multiply bfloat16 activations by packed INT4 weights: W4A16, or asked for W4A8 or W4A4.
 
-    `out = bf16(sum_k a * ((q - zeros) * scales) + bias)`, summed in float32; deterministic, and
-    within 3e-3 of float64 as relative Frobenius error.
+    - act_bits=16: `out = bf16(sum_k a * ((q - zeros) * scales) + bias)`, summed in float32;
+      deterministic, and within 3e-3 of float64 as relative Frobenius error.
+    - act_bits=8: the activations are rounded to INT8 per token, and integer Tensor Cores multiply
+      them. Bit for bit `a8, a_scale, _ = quantize_int8(a)` and then
+      `matmul_w4a8_bf16_tn(a8, b, a_scale, scales, b_zero=zeros, bias=bias)`: exact integer sums
+      where scales hold one value a row, float32 sums across groups where they hold more.
+    - act_bits=4: the same with `quantize_int4` and `matmul_w4a4_bf16_tn`, which takes one scale a
+      row.
+
+    The activations are quantized to 8 or 4 bits where the caller says so and never otherwise. On
+    CUDA that is one launch before the product, into memory of torch's allocator.
+    `explain(..., act_bits=8)` says which kernel and instruction the product would run.
 
     Args:
         a: bfloat16 [..., K], K a multiple of 32; columns may be sliced. On CUDA its start and its
@@ -456,22 +468,28 @@ def matmul_int4_bf16_tn(
             is 1.
         zeros: int32 or int8, or float32 or bfloat16 for fractional ones, shaped as scales. None: 0.
             On CUDA an integer zero point far outside INT4, where bfloat16 does not hold 136 plus it
-            (below -392 or from 121 on), makes its output column NaN.
+            (below -392 or from 121 on), makes its output column NaN. With act_bits 8 or 4 int32 or
+            int8 in [-8, 7], as b_zero of the integer products.
         bias: float32, bfloat16 or float16 [N]. None: no addition.
+        act_bits: 16, 8 or 4. With 8 or 4 a token that holds a NaN or an Inf gives NaN throughout.
 
     Returns:
         bfloat16 [..., N].
 
     Raises:
-        ValueError: A dtype, shape, layout, device or group size that is not taken.
+        ValueError: A dtype, shape, layout, device, group size or act_bits that is not taken; with
+            act_bits 8 or 4 also fractional zeros, groups where act_bits is 4, or a K so large that
+            the integer sum may leave int32 (over 131040 for 8 bits and one scale a row).
 
     Example:
         >>> a = torch.ones(1, 64, dtype=torch.bfloat16)
         >>> b = pack_int4(torch.ones(2, 64, dtype=torch.int8))
         >>> matmul_int4_bf16_tn(a, b, torch.tensor([[1.0, 2.0], [0.5, 1.5]]))
         tensor([[96., 64.]], dtype=torch.bfloat16)
+        >>> matmul_int4_bf16_tn(a, b, torch.tensor([[1.0, 2.0], [0.5, 1.5]]), act_bits=8)
+        tensor([[96., 64.]], dtype=torch.bfloat16)
     """
-    return _ops.matmul_int4_bf16_tn.default(a, b, scales, zeros, bias)
+    return _ops.matmul_int4_bf16_tn.default(a, b, scales, zeros, bias, act_bits=act_bits)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -482,7 +500,7 @@ _c.qutlass_gemm_tiles.argtypes = []
 _c.qutlass_build_info.restype = ctypes.c_char_p
 _c.qutlass_build_info.argtypes = []
 _c.qutlass_explain.restype = ctypes.c_char_p
-_c.qutlass_explain.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_int] * 2]
+_c.qutlass_explain.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_int] * 3]
 _c.qutlass_gemm_legal.restype = ctypes.c_int
 _c.qutlass_gemm_legal.argtypes = [
     ctypes.c_char_p,
@@ -491,6 +509,12 @@ _c.qutlass_gemm_legal.argtypes = [
     *[ctypes.c_int] * 2,
 ]
 
+_c.qutlass_assumption.restype = ctypes.c_char_p
+_c.qutlass_assumption.argtypes = []
+
+# Which choice `_explain` is to give.
+_BY_MODEL, _AS_CALLED, _BY_RESULTS = range(3)
+
 # The kernel families of an operator: without groups, with float group scales, with multipliers.
 _FAMILIES = {
     "matmul_int8_bf16_tn": ("w8a8", None, None),
@@ -498,6 +522,8 @@ _FAMILIES = {
     "matmul_w4a8_bf16_tn": ("w4a8", "w4a8_group", "w4a8_multiplier"),
     "matmul_int4_bf16_tn": ("w4a16", "w4a16", None),
 }
+# Those of matmul_int4_bf16_tn where act_bits is not 16.
+_QUANTIZING_FAMILIES = {8: ("w4a8", "w4a8_group", None), 4: ("w4a4", None, None)}
 
 
 def build_info() -> dict[str, Any]:
@@ -525,6 +551,7 @@ def explain(
     group_size: int | None = None,
     *,
     multiplier: bool = False,
+    act_bits: int = 16,
     device: torch.device | str | int | None = None,
     sm: int | None = None,
 ) -> dict[str, Any]:
@@ -537,32 +564,48 @@ def explain(
         K: Columns of both, in values.
         group_size: Columns that share a scale. None: one scale for each row of the weight.
         multiplier: Whether the groups of `matmul_w4a8_bf16_tn` have integer multipliers.
+        act_bits: That of `matmul_int4_bf16_tn`; with 8 or 4 the answer is about the integer product
+            that follows the quantization of the activations.
         device: Where it would run. None: the current CUDA device where the build and the machine
             have one, else the CPU.
         sm: Instead of a device, a card of this compute capability, there or not: 80 (A100), 86
             (RTX 3090), 89 (RTX 4090) or 90 (H200).
 
+    QUTLASS_ASSUME_SM=86 in the environment of the process gives every device the limits of that
+    card, here and in the operators, so that its kernels can be run on another GPU (one with as much
+    shared memory). Another value than 80, 86, 89 or 90 is an error here and in the operators.
+
     Returns:
         On CUDA "tile", the row of the tile table, and its "index"; "instruction"; "emulated",
-        whether the GPU lacks that instruction and emulates it; "split_k"; "smem_bytes" and
-        "threads" of a block; "blocks"; "waves", how often they fill the GPU; "sm" and "sm_count".
-        On a CPU "device" and "isa".
+        whether the GPU lacks that instruction and emulates it; "split_k", the parts that each
+        output tile's K is cut into, 0 where as many blocks as run at once share all tiles evenly
+        (Stream-K, 2301.03598); "smem_bytes" and "threads" of a block; "blocks"; "waves", how often they fill the GPU; "sm" and "sm_count";
+        "tuned", whether `qutlass.tune` measured the choice; "assumed", whether the limits are those
+        of QUTLASS_ASSUME_SM. On a CPU "device" and "isa".
 
     Raises:
         ValueError: An operator, shape or card that is not known.
         RuntimeError: No row runs the product there.
 
     Example:
-        >>> explain("matmul_int8_bf16_tn", 16, 4096, 4096, sm=86)["split_k"] >= 1
+        >>> explain("matmul_int8_bf16_tn", 16, 4096, 4096, sm=86)["split_k"] >= 0
         True
     """
     if op not in _FAMILIES:
         raise ValueError(f"explain: op must be one of {', '.join(_FAMILIES)}, got {op!r}")
+    call, families = op, _FAMILIES[op]
+    if act_bits != 16:
+        if op != "matmul_int4_bf16_tn" or act_bits not in _QUANTIZING_FAMILIES:
+            raise ValueError(
+                "explain: act_bits must be 16, or for matmul_int4_bf16_tn also 8 or 4, "
+                f"got {act_bits} for {op}"
+            )
+        call, families = f"{op} with act_bits={act_bits}", _QUANTIZING_FAMILIES[act_bits]
     grouped = group_size is not None and group_size != K
-    family = _FAMILIES[op][2 if multiplier else 1 if grouped else 0]
+    family = families[2 if multiplier else 1 if grouped else 0]
     if family is None or (multiplier and group_size is None):
         raise ValueError(
-            f"explain: {op} takes no such groups, got group_size={group_size}, "
+            f"explain: {call} takes no such groups, got group_size={group_size}, "
             f"multiplier={multiplier}"
         )
     if min(M, N, K) < 1:
@@ -574,16 +617,37 @@ def explain(
         chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         if chosen.type == "cpu":
             return {"op": family, "device": "cpu", "isa": build_info()["cpu_isa"]}
-        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        index = chosen.index
+        if index is None:
+            index = torch.cuda.current_device() if torch.cuda.is_available() else 0
     else:
         index = 0
+    return _explain(family, M, N, K, group_size or K, index, sm)
+
+
+def _explain(
+    family: str,
+    M: int,
+    N: int,
+    K: int,
+    group_size: int,
+    device: int = 0,
+    sm: int | None = None,
+    choice: int = _AS_CALLED,
+) -> dict[str, Any]:
+    """`explain` of a kernel family, K where there are no groups, and a device's index."""
     answer = json.loads(
-        _c.qutlass_explain(family.encode(), M, N, K, group_size or K, sm or 0, index)
+        _c.qutlass_explain(family.encode(), M, N, K, group_size, sm or 0, device, choice)
     )
     if "error" in answer:
         unknown = answer["error"].startswith("sm must")
         raise (ValueError if unknown else RuntimeError)(f"explain: {answer['error']}")
     return answer
+
+
+def _assumption() -> dict[str, Any]:
+    """What QUTLASS_ASSUME_SM says: "sm", the card's or 0, and "error", or None."""
+    return json.loads(_c.qutlass_assumption())
 
 
 def _gemm_tiles() -> list[dict[str, Any]]:
@@ -754,8 +818,8 @@ def _(w, *, group_size=None):
     return w.new_empty((w.shape[0], values // group_size), dtype=torch.int32)
 
 
-def _fake_product(op, a, b, *vectors):
-    _check(op, a, b, *vectors)
+def _fake_product(op, a, b, *vectors, numbers=()):
+    _check(op, a, b, *vectors, numbers=numbers)
     return a.new_empty((*a.shape[:-1], b.shape[0]), dtype=torch.bfloat16)
 
 
@@ -777,8 +841,8 @@ def _(a, b, a_scale, b_scale, a_zero=None, b_zero=None, b_sum=None, bias=None, b
 
 
 @torch.library.register_fake("qutlass::matmul_int4_bf16_tn")
-def _(a, b, scales, zeros=None, bias=None):
-    return _fake_product("matmul_int4_bf16_tn", a, b, scales, zeros, bias)
+def _(a, b, scales, zeros=None, bias=None, *, act_bits=16):
+    return _fake_product("matmul_int4_bf16_tn", a, b, scales, zeros, bias, numbers=(act_bits,))
 
 
 @torch.library.register_fake("qutlass::_gemm_with_tile")

@@ -552,27 +552,36 @@ def matmul_int4_bf16_tn(
     zeros: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    act_bits: int = 16,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Multiply bfloat16 activations by packed INT4 weights (W4A16).
+    """Multiply bfloat16 activations by packed INT4 weights: W4A16, or asked for W4A8 or W4A4.
 
-    `out = bf16(sum_k a * ((q - zeros) * scales) + bias)`; here in float64, within 3e-3 by an
-    operator.
+    - act_bits=16: `out = bf16(sum_k a * ((q - zeros) * scales) + bias)`; here in float64, within
+      3e-3 by an operator.
+    - act_bits=8: `quantize_int8(a)`, then `matmul_w4a8_bf16_tn` with one scale a row where G is 1
+      and with float group scales else.
+    - act_bits=4: `quantize_int4(a)`, then `matmul_w4a4_bf16_tn`; G is 1.
 
     Args:
         a: bfloat16 [..., K], K a multiple of 32.
         b: Packed uint8 [N, K/2].
-        scales: float32, bfloat16 or float16 [N, G], K / G in {32, 64, 128} or K.
-        zeros: int32, int8, float32 or bfloat16 [N, G]. None: 0.
+        scales: float32, bfloat16 or float16 [N, G], K / G in {32, 64, 128} or K; [N] too where G
+            is 1.
+        zeros: int32, int8, float32 or bfloat16 [N, G], like scales; int32 or int8 where act_bits is
+            8 or 4. None: 0.
         bias: float32, bfloat16 or float16 [N]. None: no addition.
-        out_dtype: float64 shows the sum before its last rounding.
+        act_bits: 16, 8 or 4.
+        out_dtype: float64 shows a sum of floats before its last rounding; exact sums of integers
+            are always bfloat16.
 
     Returns:
         `out_dtype` [..., N].
 
     Raises:
         TypeError: A dtype that is not taken.
-        ValueError: A shape or group size that does not fit.
+        ValueError: A shape, group size or act_bits that does not fit, or a K so large that an
+            integer sum may leave int32.
 
     Example:
         >>> a = torch.ones(1, 64, dtype=torch.bfloat16)
@@ -581,19 +590,40 @@ def matmul_int4_bf16_tn(
         tensor([[96., 64.]], dtype=torch.bfloat16)
     """
     op = "matmul_int4_bf16_tn"
+    if act_bits not in (16, 8, 4):
+        raise ValueError(f"{op}: act_bits must be 16, 8 or 4, got {act_bits}")
     _check_dtype(op, "a", a, (torch.bfloat16,))
     _check_dtype(op, "b", b, (torch.uint8,))
-    b = unpack_int4(b)
+    packed_b, b = b, unpack_int4(b)
     _check_product(op, a.shape, b.shape, _BLOCK)
     n, k = b.shape
     _check_dtype(op, "scales", scales, _FLOATS)
+    scales = scales[:, None] if scales.dim() == 1 else scales
     size = _group_size_of(op, "scales", scales, n, k)
     if size not in (32, 64, 128, k):
         raise ValueError(f"{op}: the group size must be 32, 64, 128 or K = {k}, got {size}")
+    if zeros is not None:
+        fractional = (torch.float32, torch.bfloat16) if act_bits == 16 else ()
+        _check_dtype(op, "zeros", zeros, (torch.int32, torch.int8, *fractional))
+        zeros = zeros[:, None] if zeros.dim() == 1 else zeros
+        _check_shape(op, "zeros", zeros, scales.shape)
+    if act_bits != 16:
+        if act_bits == 4 and size != k:
+            raise ValueError(
+                f"{op}: scales must be [{n}, 1] or [{n}] with act_bits=4, got {tuple(scales.shape)}"
+            )
+        if size == k:
+            limit = max_k(act_bits, False, 4, zeros is not None)
+            _check_max_k(op, k, min(MAX_K_W4A8, limit) if act_bits == 8 else limit)
+        if act_bits == 4:
+            q, a_scale, _ = quantize_int4(a)
+            return matmul_w4a4_bf16_tn(q, packed_b, a_scale, scales, b_zero=zeros, bias=bias)
+        q, a_scale, _ = quantize_int8(a)
+        return matmul_w4a8_bf16_tn(
+            q, packed_b, a_scale, scales, b_zero=zeros, bias=bias, out_dtype=out_dtype
+        )
     weight = b.double().unflatten(-1, (-1, size))
     if zeros is not None:
-        _check_dtype(op, "zeros", zeros, (torch.int32, torch.int8, torch.float32, torch.bfloat16))
-        _check_shape(op, "zeros", zeros, scales.shape)
         weight = weight - zeros.double()[..., None]
     weight = (weight * scales.double()[..., None]).flatten(1)
     out = a.reshape(-1, k).double() @ weight.T

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How everything in bench/ is timed, and what is recorded beside the times.
+"""How this package and bench/ time a call, and what is recorded beside the times.
 
 A call is timed inside a CUDA graph that runs it over and over, each time on another copy of its
 operands, so that the time that Python and the launch take stays out of the result. The copies
@@ -31,6 +31,8 @@ _MAX_CALLS = 400  # in one graph, and copies of the operands
 _SAMPLE_SECONDS = 2e-3  # aim for one replay
 _SECONDS = 0.25  # aim for all samples of one call
 _MIN_SAMPLES = 7
+_GLANCE_COPIES = 16  # operands that a glance rotates over
+_GLANCE_EAGER = 2e-4  # seconds from which on the launch by Python is a small part of one call
 
 # Tera-operations a second of mma.sync by GPU, dense, measured with a loop of independent
 # instructions on registers. Where a GPU is missing, floors are those of memory alone.
@@ -68,58 +70,102 @@ def copies_of(make: Callable[[], Operands], bytes_each: int) -> list[Operands]:
         make: Makes one copy.
         bytes_each: Bytes that a call reads of one copy.
     """
+    return [make() for _ in range(copies_needed(bytes_each))]
+
+
+def copies_needed(bytes_each: int) -> int:
+    """How many `copies_of` makes."""
     l2_bytes = torch.cuda.get_device_properties().L2_cache_size
     count = math.ceil(_L2_CACHES * l2_bytes / max(bytes_each, 1)) + 1
-    return [make() for _ in range(min(max(count, 2), _MAX_CALLS))]
+    return min(max(count, 2), _MAX_CALLS)
 
 
-def time_calls(call: Callable[[Operands], Any], copies: Sequence[Operands]) -> Timing:
+def time_calls(
+    call: Callable[[Operands], Any], copies: Sequence[Operands], *, seconds: float = _SECONDS
+) -> Timing:
     """Time `call(operands)` over all copies in turn.
 
     Args:
         call: Enqueues work on the current stream and returns what it allocated.
         copies: Operands to rotate over, see `copies_of`.
+        seconds: To aim for in all samples together; there are 7 samples at least.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for operands in copies[:2]:
-            call(operands)  # loads modules, fills caches of the host
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call(copies[-1])
-        stop.record()
-        stop.synchronize()
-        estimate = max(start.elapsed_time(stop) * 1e-3, 1e-6)
+        estimate = _time_eagerly(call, copies)
         wanted = max(_MIN_CALLS if estimate < 1e-3 else 1, math.ceil(_SAMPLE_SECONDS / estimate))
         rounds = max(1, math.ceil(min(wanted, _MAX_CALLS) / len(copies)))
         calls = rounds * len(copies)
-
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(rounds):
-                # Outputs live until the round ends: a call does not write into the lines of L2 that
-                # the one before it has just left there.
-                kept = [call(operands) for operands in copies]
-                del kept
-        graph.replay()
-        stop.record()
-        stop.synchronize()
+        graph = _capture(call, copies, rounds, stream)
+        _replay(graph)
 
         samples: list[float] = []
         spent = 0.0
-        while len(samples) < _MIN_SAMPLES or (spent < _SECONDS and len(samples) < 200):
-            start.record()
-            graph.replay()
-            stop.record()
-            stop.synchronize()
-            seconds = start.elapsed_time(stop) * 1e-3
-            spent += seconds
-            samples.append(seconds * 1e6 / calls)
+        while len(samples) < _MIN_SAMPLES or (spent < seconds and len(samples) < 200):
+            took = _replay(graph)
+            spent += took
+            samples.append(took * 1e6 / calls)
     torch.cuda.current_stream().wait_stream(stream)
     graph.reset()
     deciles = statistics.quantiles(samples, n=10)
     return Timing(statistics.median(samples), deciles[0], deciles[-1], len(samples))
+
+
+def glance(call: Callable[[Operands], Any], copies: Sequence[Operands]) -> float:
+    """Microseconds of `call(operands)`, roughly and within milliseconds: to tell what is hopeless.
+
+    One call by itself where it is long, else two replays of a short graph, the faster one.
+    """
+    copies = copies[:_GLANCE_COPIES]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        seconds = _time_eagerly(call, copies)
+        if seconds < _GLANCE_EAGER:
+            graph = _capture(call, copies, 1, stream)
+            seconds = min(_replay(graph), _replay(graph)) / len(copies)
+            graph.reset()
+    torch.cuda.current_stream().wait_stream(stream)
+    return seconds * 1e6
+
+
+def _time_eagerly(call: Callable[[Operands], Any], copies: Sequence[Operands]) -> float:
+    """Seconds of one call, its launch included."""
+    for operands in copies[:2]:
+        call(operands)  # loads modules, fills caches of the host
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call(copies[-1])
+    stop.record()
+    stop.synchronize()
+    return max(start.elapsed_time(stop) * 1e-3, 1e-6)
+
+
+def _capture(
+    call: Callable[[Operands], Any],
+    copies: Sequence[Operands],
+    rounds: int,
+    stream: torch.cuda.Stream,
+) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            # Outputs live until the round ends: a call does not write into the lines of L2 that
+            # the one before it has just left there.
+            kept = [call(operands) for operands in copies]
+            del kept
+    return graph
+
+
+def _replay(graph: torch.cuda.CUDAGraph) -> float:
+    """Seconds of one replay."""
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    graph.replay()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) * 1e-3
 
 
 def bytes_of(values: Iterable[Any]) -> int:
@@ -162,7 +208,6 @@ def environment() -> dict[str, Any]:
     """What a measurement depends on besides the code."""
     device = require_gpu()
     properties = torch.cuda.get_device_properties(device)
-    root = Path(__file__).resolve().parent.parent
     return {
         "gpu": properties.name,
         "sm": 10 * properties.major + properties.minor,
@@ -171,10 +216,19 @@ def environment() -> dict[str, Any]:
         **_clocks(device.index),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
-        "commit": _output(["git", "-C", str(root), "rev-parse", "--short", "HEAD"]),
-        "modified": bool(
-            _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
-        ),
+        **_commit(),
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of a checkout; an installed package lies in no repository, or in another's."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "csrc" / "gemm" / "tiles.inc").is_file():
+        return {"commit": None, "modified": None}
+    git = ["git", "-C", str(root)]
+    return {
+        "commit": _output([*git, "rev-parse", "--short", "HEAD"]),
+        "modified": bool(_output([*git, "status", "--porcelain", "--untracked-files=no"])),
     }
 
 
