@@ -104,11 +104,12 @@ struct DequantizeNode : NodeBase {
     }
     __device__ __forceinline__ void begin_step(int s) {
       step = s;
-      if constexpr (!Steps::kBScale) return;
+      if constexpr (Steps::kBScale) {
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) {
-        b_scale[2 * j] = v->b_scale[at(j)];
-        b_scale[2 * j + 1] = v->b_scale[at(j) + 1];
+        for (int j = 0; j < kPack; ++j) {
+          b_scale[2 * j] = v->b_scale[at(j)];
+          b_scale[2 * j + 1] = v->b_scale[at(j) + 1];
+        }
       }
     }
     __device__ __forceinline__ void begin_row(int row) {
@@ -277,8 +278,8 @@ struct EpilogueFor {
     Tree tree(params, none);
     const cutlass::gemm::GemmCoord tile(segment.tile_m, segment.tile_n, 0);
     const EpilogueParams& p = *context.params;
-    auto callbacks =
-        tree.get_callbacks(tile, lane, cute::Shape<int32_t, int32_t, int32_t>{p.rows, p.columns, 1});
+    auto callbacks = tree.get_callbacks(
+        tile, lane, cute::Shape<int32_t, int32_t, int32_t>{p.rows, p.columns, 1});
     callbacks.begin_epilogue();
 #pragma unroll
     for (int step = 0; step < kTiles / kPack; ++step) {

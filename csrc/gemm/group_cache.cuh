@@ -42,7 +42,8 @@ template <GemmOp kOp, bool kWeightScale, int kColumns, int kTileK, int kMinGroup
 class GroupCache {
  public:
   static constexpr int kSlots = 2 * kPeriodGroups;
-  static_assert((kPeriodGroups & (kPeriodGroups - 1)) == 0 && kPeriodGroups * kMinGroup >= 2 * kTileK);
+  static_assert((kPeriodGroups & (kPeriodGroups - 1)) == 0 &&
+                kPeriodGroups * kMinGroup >= 2 * kTileK);
   // Threads of a warp write neighbouring groups of the same columns: four banks from one to the
   // next.
   static constexpr int kPitch = kColumns + 4;
@@ -94,8 +95,8 @@ class GroupCache {
 
   template <typename T>
   __device__ __forceinline__ void load(uint32_t (&to)[kItems], const void* array) const {
-    const auto* from = static_cast<const T*>(array) +
-                       static_cast<int64_t>(column_begin_) * p_.groups;
+    const auto* from =
+        static_cast<const T*>(array) + static_cast<int64_t>(column_begin_) * p_.groups;
     for_items([&](int i, int g, int column, bool real) {
       to[i] = real ? __ldg(from + static_cast<int64_t>(column) * p_.groups + g) : 0;
     });
@@ -141,8 +142,8 @@ class GroupCache {
         // which bfloat16 does not hold c0 makes its column NaN.
         float c0 = 136.f, c1 = 0.f;
         if constexpr (kFractional) {
-          const float z = __uint_as_float(
-              p_.b_zero_dtype == DType::kBFloat16 ? zero_[i] << 16 : zero_[i]);
+          const float z =
+              __uint_as_float(p_.b_zero_dtype == DType::kBFloat16 ? zero_[i] << 16 : zero_[i]);
           c0 = fminf(fmaxf(rintf(136.f + z), -256.f), 256.f);
           c1 = z - (c0 - 136.f);
         } else if constexpr (kZeros) {

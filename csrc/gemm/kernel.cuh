@@ -99,8 +99,8 @@ class QuantizedGemm {
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);
       epilogue.columns = static_cast<int>(g.N);
-      epilogue.general = g.a_zero.present() || g.bias.present() ||
-                         (kOp == GemmOp::kW8A8 && g.K >= 131072);
+      epilogue.general =
+          g.a_zero.present() || g.bias.present() || (kOp == GemmOp::kW8A8 && g.K >= 131072);
     }
 
     static constexpr size_t kPartialBytes =
@@ -124,9 +124,7 @@ class QuantizedGemm {
       return cutlass::Status::kSuccess;
     }
     dim3 get_grid_dims() const { return dim3(schedule.blocks); }
-    GemmCoord get_tiled_shape() const {
-      return GemmCoord(schedule.tiles_m, schedule.tiles_n, 1);
-    }
+    GemmCoord get_tiled_shape() const { return GemmCoord(schedule.tiles_m, schedule.tiles_n, 1); }
   };
 
   static cutlass::Status can_implement(Arguments const&) { return cutlass::Status::kSuccess; }

@@ -95,9 +95,8 @@ class Mainloop {
   using Result = ElementC[kOwnTiles][kMTiles][4];
 
   static constexpr int kMinGroup = min_group_of(Shape::kK, WarpShape::kK);
-  using Groups =
-      GroupCache<kOp, kWeightScale, Shape::kN, Shape::kK, kMinGroup,
-                 period_groups_of(Shape::kM, Shape::kK, WarpShape::kK), kThreads>;
+  using Groups = GroupCache<kOp, kWeightScale, Shape::kN, Shape::kK, kMinGroup,
+                            period_groups_of(Shape::kM, Shape::kK, WarpShape::kK), kThreads>;
 
   struct Stages {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
@@ -197,8 +196,7 @@ class Mainloop {
       load_tile((stage_ + i) % kStages);
       // Short segments leave stages for the next ones.
       Segment next;
-      if (kRunsOn && load_left_ == 0 &&
-          schedule_.segment(blockIdx.x, load_segment_ + 1, &next)) {
+      if (kRunsOn && load_left_ == 0 && schedule_.segment(blockIdx.x, load_segment_ + 1, &next)) {
         open(next, load_segment_ + 1);
       }
     }
@@ -209,8 +207,8 @@ class Mainloop {
   __device__ __forceinline__ void operator()(const Segment& segment, Result& result, int* a_sum) {
     if constexpr (kGroups) {
       // Groups that a warp's share of a k tile does not lie in whole change between steps.
-      const bool per_step = kMinGroup < WarpShape::kK && group_.groups > 1 &&
-                            1 << group_.group_shift < WarpShape::kK;
+      const bool per_step =
+          kMinGroup < WarpShape::kK && group_.groups > 1 && 1 << group_.group_shift < WarpShape::kK;
       bool zeros = group_.b_zero != nullptr;
       if constexpr (kBf16) {
         // Integer zero points leave an integer to subtract, see GroupCache.
@@ -246,9 +244,8 @@ class Mainloop {
     const int row = s.tile_m * Shape::kM, column = s.tile_n * Shape::kN;
     loader_a_.start(operands_.a + row * operands_.lda, operands_.lda, operands_.rows - row,
                     s.k_begin * a_bits(kOp) / 8, s.k_end * a_bits(kOp) / 8);
-    loader_b_.start(operands_.b + column * operands_.ldb, operands_.ldb,
-                    operands_.columns - column, s.k_begin * b_bits(kOp) / 8,
-                    s.k_end * b_bits(kOp) / 8);
+    loader_b_.start(operands_.b + column * operands_.ldb, operands_.ldb, operands_.columns - column,
+                    s.k_begin * b_bits(kOp) / 8, s.k_end * b_bits(kOp) / 8);
   }
 
   // Goes on to the next segment where one is copied whole. A barrier has passed since the last
@@ -380,12 +377,12 @@ class Mainloop {
       b[1] = __byte_perm(v, 0x43434343u, 0x4342);
       if constexpr (kWeightScale) {
         const int column = 2 * (warp_column() + lane_ / 4 + j * 8);
-        const uint2 w = *reinterpret_cast<const uint2*>(
-            &shared_.groups.array[Groups::kUnpack][slot][column]);
+        const uint2 w =
+            *reinterpret_cast<const uint2*>(&shared_.groups.array[Groups::kUnpack][slot][column]);
         uint2 rest;
         if constexpr (kZeros)
-          rest = *reinterpret_cast<const uint2*>(
-              &shared_.groups.array[Groups::kRest][slot][column]);
+          rest =
+              *reinterpret_cast<const uint2*>(&shared_.groups.array[Groups::kRest][slot][column]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           b[i] = bf16x2_fma(b[i], kOne, w.x);
@@ -637,8 +634,8 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const int n = min(column_begin + warp_column() + j * 8 + lane_ % 4 * 2 + c,
-                            operands_.columns - 1);
+          const int n =
+              min(column_begin + warp_column() + j * 8 + lane_ % 4 * 2 + c, operands_.columns - 1);
           const int zero = load_int(group_.b_zero, group_.b_zero_dtype,
                                     static_cast<int64_t>(n) * group_.b_zero_stride);
 #pragma unroll

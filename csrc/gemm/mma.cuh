@@ -8,8 +8,8 @@
 namespace qutlass::device {
 
 // D(16x8) = A(16x32 s8, row) * B(32x8 s8, col) + C
-__device__ __forceinline__ void mma_s8(int (&d)[4], const uint32_t (&a)[4],
-                                       const uint32_t (&b)[2], const int (&c)[4]) {
+__device__ __forceinline__ void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                       const int (&c)[4]) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%10,%11,%12,%13};\n"
@@ -19,8 +19,8 @@ __device__ __forceinline__ void mma_s8(int (&d)[4], const uint32_t (&a)[4],
 }
 
 // D(16x8) = A(16x64 s4, row) * B(64x8 s4, col) + C
-__device__ __forceinline__ void mma_s4(int (&d)[4], const uint32_t (&a)[4],
-                                       const uint32_t (&b)[2], const int (&c)[4]) {
+__device__ __forceinline__ void mma_s4(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                       const int (&c)[4]) {
   asm volatile(
       "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%10,%11,%12,%13};\n"
@@ -31,7 +31,7 @@ __device__ __forceinline__ void mma_s4(int (&d)[4], const uint32_t (&a)[4],
 
 // D(16x8) = A(16x16 bf16, row) * B(16x8 bf16, col) + C
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
-                                       const uint32_t (&b)[2], const float (&c)[4]) {
+                                         const uint32_t (&b)[2], const float (&c)[4]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%10,%11,%12,%13};\n"

@@ -29,29 +29,27 @@
 namespace qutlass {
 
 struct Segment {
-  int tile = 0;            // of the output, in the order of the grid
+  int tile = 0;  // of the output, in the order of the grid
   int tile_m = 0, tile_n = 0;
   int k_begin = 0, k_end = 0;  // k of the operands
-  bool begins = true;      // holds the first k of the tile
-  bool ends = true;        // holds the last k of the tile, and so finishes it
+  bool begins = true;  // holds the first k of the tile
+  bool ends = true;  // holds the last k of the tile, and so finishes it
 };
 
 // Counts of tiles and of units in shared tiles are below 2^30, see schedule_fits().
 struct Schedule {
   int tiles_m = 0, tiles_n = 0;
-  int width = 1;          // columns of tiles that blocks cover before they go down a row of tiles
-  int k = 0;              // K
-  int unit = 0;           // k of a unit
-  int k_units = 0;        // units of a tile
-  int padded_units = 0;   // the same, rounded up to whole parts where every tile is cut alike
-  int shared_tiles = 0;   // the first tiles, shared out by units
-  int part = 0;           // units a block takes of them
+  int width = 1;  // columns of tiles that blocks cover before they go down a row of tiles
+  int k = 0;  // K
+  int unit = 0;  // k of a unit
+  int k_units = 0;  // units of a tile
+  int padded_units = 0;  // the same, rounded up to whole parts where every tile is cut alike
+  int shared_tiles = 0;  // the first tiles, shared out by units
+  int part = 0;  // units a block takes of them
   int blocks = 0;
 
   // The block that has a tile's first unit.
-  QUTLASS_HOST_DEVICE int first_block(int tile) const {
-    return tile * padded_units / part;
-  }
+  QUTLASS_HOST_DEVICE int first_block(int tile) const { return tile * padded_units / part; }
   QUTLASS_HOST_DEVICE int tiles() const { return tiles_m * tiles_n; }
   // Whether any tile is computed by more than one block.
   QUTLASS_HOST_DEVICE bool splits() const { return shared_tiles > 0; }

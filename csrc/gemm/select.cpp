@@ -4,8 +4,8 @@
 // latency of a warp that runs alone - beside the bytes that have to come from memory and from L2.
 // It only has to rank.
 //
-// The constants below were fitted to some thousand times of all rows, schedules and M from 1 to 8192
-// on an H100 (bench/results/), by minimising regret. What a card is - tensor rate, bandwidth,
+// The constants below were fitted to some thousand times of all rows, schedules and M from 1 to
+// 8192 on an H100 (bench/results/), by minimising regret. What a card is - tensor rate, bandwidth,
 // multiprocessors, shared memory - stands apart from them, so that other cards are extrapolated.
 #include <algorithm>
 #include <cmath>
@@ -17,6 +17,21 @@
 namespace qutlass {
 
 namespace {
+
+// Cycles unless said otherwise.
+constexpr double kSm90S8 = 5.28, kSm90Bf16 = 0.62, kSm90S4 = 354.0;  // a tensor instruction
+constexpr double kUnpackNone = 0.564, kUnpackW4A8 = 1.71, kUnpackGroup = 11.4;
+constexpr double kUnpackMultiplier = 10.2, kUnpackW4A16 = 20.1;
+constexpr double kLoop = 86.2;             // instructions of a warp a k tile besides
+constexpr double kAlone = 1.15;            // an instruction of a warp that nothing else hides
+constexpr double kIssue = 0.973;            // instructions a cycle and scheduler
+constexpr double kBarrier = 26.7;          // a k tile's wait, shared by the stages in flight
+constexpr double kPrologue = 5060.0;
+constexpr double kEpilogue = 797.0, kEpilogueResult = 216.0;  // a tile; a result of a thread
+constexpr double kSplit = 2460.0, kSplitPart = 0.721;  // a shared tile; 32 results of a part
+constexpr double kOverlap = 0.303;          // how much of the lesser of work and memory shows
+constexpr double kMemoryShare = 0.829;      // of the pin rate
+constexpr double kL2BytesPerCycle = 29.1;    // a multiprocessor
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,8 +72,8 @@ double unpacking_of(GemmOp op) {
 // Registers a thread needs, near enough: accumulators (twice where groups are folded), double-
 // buffered fragments, addresses.
 int registers_of(const GemmTile& t) {
-  const bool fold = t.op == GemmOp::kW4A8Group ||
-                    (t.op == GemmOp::kW4A16 && !is_weight_scaled(t.op, t.warp_m));
+  const bool fold =
+      t.op == GemmOp::kW4A8Group || (t.op == GemmOp::kW4A16 && !is_weight_scaled(t.op, t.warp_m));
   const int accumulators = t.warp_m * t.warp_n / 32 * (fold ? 2 : 1);
   const int registers = accumulators + t.warp_m / 16 * 8 + t.warp_n / 8 * 4 + 64;
   return (std::min(255, registers) + 7) / 8 * 8;
@@ -106,8 +121,7 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
     parts = 2;
   }
   const int64_t per_sm = ceil_div(blocks, d.sm_count);
-  const double together =
-      static_cast<double>(std::min<int64_t>(per_sm, resident / d.sm_count));
+  const double together = static_cast<double>(std::min<int64_t>(per_sm, resident / d.sm_count));
   double rounds = per_sm / together;
   if (split_k != kStreamK && rounds > 1) rounds = static_cast<double>(ceil_div(blocks, resident));
 
@@ -123,8 +137,7 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   double time = (kPrologue + block_tiles * k_tile * rounds +
                  epilogue * (split_k != kStreamK ? rounds : segments)) /
                 card.clock;
-  if (parts > 1)
-    time += (kSplit + (parts - 1) * t.m * t.n * 4 / 128.0 * kSplitPart) / card.clock;
+  if (parts > 1) time += (kSplit + (parts - 1) * t.m * t.n * 4 / 128.0 * kSplitPart) / card.clock;
 
   const double once = p.M * p.K * a_bytes + p.N * p.K * b_bytes + 2.0 * p.M * p.N;
   const double busy = std::min(1.0, static_cast<double>(blocks) / d.sm_count);

@@ -42,7 +42,9 @@ class TileLoader {
   static_assert(kAccesses < kThreads || kAccesses % kThreads == 0, "whole accesses");
 
   // This thread's first access; cheap to work out again where it is needed.
-  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / Tile::kChunks; }
+  __device__ __forceinline__ static int row() {
+    return static_cast<int>(threadIdx.x) / Tile::kChunks;
+  }
   __device__ __forceinline__ static int chunk() {
     return static_cast<int>(threadIdx.x) % Tile::kChunks;
   }

@@ -17,12 +17,13 @@ constexpr bool is_grouped(GemmOp op) {
 // kW4A16: whether scales multiply the weights, or the sums of each group (see Mainloop).
 constexpr bool is_weight_scaled(GemmOp op, int wm) { return op == GemmOp::kW4A16 && wm > 32; }
 
-// The smallest groups that a row of a grouped product takes (where there is more than one). Rows for
-// large groups only are spared the code and the registers for groups that change within a k tile.
+// The smallest groups that a row of a grouped product takes (where there is more than one). Rows
+// for large groups only are spared the code and the registers for groups that change within a k
+// tile.
 constexpr int min_group_of(int k, int wk) { return wk > 64 ? 128 : k > 128 ? 64 : 32; }
 
-// Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles go
-// through k so fast that less would not cover the latency of device memory.
+// Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
+// go through k so fast that less would not cover the latency of device memory.
 constexpr int period_groups_of(int m, int k, int wk) {
   const int least = m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wk);
   return two_tiles > least ? two_tiles : least;
@@ -54,9 +55,10 @@ constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
 constexpr int vector_bytes_of(int m, int n) { return 2 * 12 * (n + m); }
 
 // Two segments first.
-constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, int wk, int stages) {
-  return align_128(128 + stages_bytes_of(op, m, n, k, wk, stages) + group_bytes_of(op, m, n, k, wm, wk) +
-                   vector_bytes_of(m, n));
+constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, int wk,
+                            int stages) {
+  return align_128(128 + stages_bytes_of(op, m, n, k, wk, stages) +
+                   group_bytes_of(op, m, n, k, wm, wk) + vector_bytes_of(m, n));
 }
 
 }  // namespace qutlass

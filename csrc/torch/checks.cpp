@@ -304,8 +304,8 @@ constexpr int64_t reach(int bits, bool has_zero) {
 
 // The exact sum must fit int32. 2^31 itself, which only the most negative values reach, passes: it
 // is the int32 maximum after saturation, and both are 2^31 as float32.
-void check_k_limit(const char* op, int64_t k, int64_t k_multiple, int64_t a_reach,
-                   int64_t b_reach, const char* hint = "") {
+void check_k_limit(const char* op, int64_t k, int64_t k_multiple, int64_t a_reach, int64_t b_reach,
+                   const char* hint = "") {
   const int64_t most = (int64_t{1} << 31) / (a_reach * b_reach) / k_multiple * k_multiple;
   if (k > most) {
     refuse(op, "K must be at most ", most, " for the exact sum to fit int32, got ", k, hint);

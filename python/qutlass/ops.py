@@ -579,7 +579,8 @@ def explain(
         On CUDA "tile", the row of the tile table, and its "index"; "instruction"; "emulated",
         whether the GPU lacks that instruction and emulates it; "split_k", the parts that each
         output tile's K is cut into, 0 where as many blocks as run at once share all tiles evenly
-        (Stream-K, 2301.03598); "smem_bytes" and "threads" of a block; "blocks"; "waves", how often they fill the GPU; "sm" and "sm_count";
+        (Stream-K, 2301.03598); "smem_bytes" and "threads" of a block; "blocks"; "waves", how often
+        they fill the GPU; "sm" and "sm_count";
         "tuned", whether `qutlass.tune` measured the choice; "assumed", whether the limits are those
         of QUTLASS_ASSUME_SM. On a CPU "device" and "isa".
 

@@ -245,8 +245,9 @@ int run(bool quick) {
         // More tiles than run at once: whole and shared ones in one block.
         if (split_k == kStreamK && g == (is_grouped(t.op) ? 128 : K)) {
           const int64_t columns = (2 * info.sm_count + 9) * t.n + 8;
-          check_row(i, split_k, {t.m / 2, columns, 256, is_grouped(t.op) ? g : 256, true, false,
-                                 false}, info, random);
+          check_row(i, split_k,
+                    {t.m / 2, columns, 256, is_grouped(t.op) ? g : 256, true, false, false}, info,
+                    random);
         }
       }
     }
