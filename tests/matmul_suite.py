@@ -98,7 +98,8 @@ class MatmulSuite:
         chosen = [
             case
             for rows, columns in itertools.product((1, m - 1, m, m + 1), (1, n - 1, n, n + 1))
-            for case in self.plain(rows, columns, 3 * k + 64)
+            for case in self.plain(rows, columns, 3 * k + 128)
+            for case in cases.with_group_sizes(case)[-2:]
         ]
         ran = [self._force(gemm_row, case, splits=(1, 2, 3, 0)) for case in chosen]
         # Several tiles in each direction, and many more k-steps than stages.

@@ -133,7 +133,8 @@ class TestTarget:
 
     def test_large_products_are_not_split(self) -> None:
         rows = CARD.rows(Problem("w8a8", 28672, 8192, 8192, 4096))
-        assert {row.split_k for row in rows} == {1}
+        # Stream-K splits only what is left over of whole rounds.
+        assert {row.split_k for row in rows} == {0, 1}
 
 
 class TestProblems:

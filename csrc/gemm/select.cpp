@@ -19,19 +19,19 @@ namespace qutlass {
 namespace {
 
 // Cycles unless said otherwise.
-constexpr double kSm90S8 = 5.28, kSm90Bf16 = 0.62, kSm90S4 = 354.0;  // a tensor instruction
-constexpr double kUnpackNone = 0.564, kUnpackW4A8 = 1.71, kUnpackGroup = 11.4;
-constexpr double kUnpackMultiplier = 10.2, kUnpackW4A16 = 20.1;
-constexpr double kLoop = 86.2;             // instructions of a warp a k tile besides
-constexpr double kAlone = 1.15;            // an instruction of a warp that nothing else hides
+constexpr double kSm90S8 = 2.9, kSm90Bf16 = 0.71, kSm90S4 = 328.0;  // a tensor instruction
+constexpr double kUnpackNone = 1.31, kUnpackW4A8 = 2.55, kUnpackGroup = 14.6;
+constexpr double kUnpackMultiplier = 16.4, kUnpackW4A16 = 16.2;
+constexpr double kLoop = 92.2;             // instructions of a warp a k tile besides
+constexpr double kAlone = 1.56;            // an instruction of a warp that nothing else hides
 constexpr double kIssue = 0.973;            // instructions a cycle and scheduler
-constexpr double kBarrier = 26.7;          // a k tile's wait, shared by the stages in flight
-constexpr double kPrologue = 5060.0;
-constexpr double kEpilogue = 797.0, kEpilogueResult = 216.0;  // a tile; a result of a thread
-constexpr double kSplit = 2460.0, kSplitPart = 0.721;  // a shared tile; 32 results of a part
-constexpr double kOverlap = 0.303;          // how much of the lesser of work and memory shows
-constexpr double kMemoryShare = 0.829;      // of the pin rate
-constexpr double kL2BytesPerCycle = 29.1;    // a multiprocessor
+constexpr double kBarrier = 23.6;          // a k tile's wait, shared by the stages in flight
+constexpr double kPrologue = 3560.0;
+constexpr double kEpilogue = 969.0, kEpilogueResult = 234.0;  // a tile; a result of a thread
+constexpr double kSplit = 4320.0, kSplitPart = 1.08;  // a shared tile; 32 results of a part
+constexpr double kOverlap = 0.296;          // how much of the lesser of work and memory shows
+constexpr double kMemoryShare = 0.807;      // of the pin rate
+constexpr double kL2BytesPerCycle = 29.9;    // a multiprocessor
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

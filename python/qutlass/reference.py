@@ -688,11 +688,13 @@ def _quantize(
         zero = None if zero is None else _static(op, "zero", zero, shape).int()
         good = torch.ones(shape, dtype=torch.bool, device=runs.device)
     else:
+        # Tensors as divisors: by a Python number torch multiplies with its reciprocal on CUDA.
         if symmetric:
-            scale = runs.abs().amax(-1) / top if runs.numel() else runs.new_zeros(shape)
+            most = runs.abs().amax(-1) if runs.numel() else runs.new_zeros(shape)
+            scale = most / runs.new_tensor(top)
         elif runs.numel():
             least = runs.amin(-1).clamp(max=0)
-            scale = (runs.amax(-1).clamp(min=0) - least) / (2 * top + 1)
+            scale = (runs.amax(-1).clamp(min=0) - least) / runs.new_tensor(2 * top + 1)
             zero = (low - least / scale).round().clamp(low, high)
         else:
             scale, zero = runs.new_zeros(shape), runs.new_zeros(shape)
