@@ -4,10 +4,11 @@
 // latency of a warp that runs alone - beside the bytes that have to come from memory and from L2.
 // It only has to rank.
 //
-// The constants below were fitted by tools/fit_selection.py to 9360 times of all rows and schedules,
-// M from 1 to 4096, on an H100 (bench/results/nvidia-h100-80gb-hbm3/rows.jsonl): regret 1.026 in
-// the geometric mean over 420 problems, 1.30 worst. What a card is - tensor rate, bandwidth,
-// multiprocessors, shared memory - stands apart from them, so that other cards are extrapolated.
+// The constants below were fitted by tools/fit_selection.py to 9360 times of all rows and
+// schedules, M from 1 to 4096, on an H100 (bench/results/nvidia-h100-80gb-hbm3/rows.jsonl):
+// regret 1.026 in the geometric mean over 420 problems, 1.30 worst. What a card is - tensor rate,
+// bandwidth, multiprocessors, shared memory - stands apart from them, so that other cards are
+// extrapolated.
 #include <algorithm>
 #include <cmath>
 
