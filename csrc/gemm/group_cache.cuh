@@ -3,8 +3,8 @@
 // in the form in which the mainloop uses it.
 //
 // Those arrays come in many dtypes and a tile needs a narrow column of them. So each group of each
-// column is read and converted by one thread, a period of k ahead of its use: the loads are issued
-// when a period begins and converted when it ends, so their latency passes behind the products.
+// column is read and converted by one thread, a period of groups at a time and ahead of their use:
+// between the loads and the conversion lies a period, whose products hide their latency.
 // Slot g % kSlots holds group g: the groups of one period are read while those of the next are
 // written.
 #pragma once
