@@ -161,7 +161,7 @@ class QuantizedGemm {
         __syncthreads();
         const threadblock::EpilogueContext context{&params.epilogue, &v, mma.result_row(),
                                                    mma.result_column()};
-        Epilogue::run(context, segment, result, lane);
+        Epilogue::run(context, segment, result, opaque(lane));
       } else {
         leave(params, result, bad, thread);
       }

@@ -629,13 +629,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       __syncthreads();
     }
     if (kRowSums && warp_k_ == 0) {  // the sums are over all slices, which are added below
-      const int* rows = a_sum + warp_m_ * WarpShape::kM + lane_ / 4;
+      const int lane = opaque(lane_);
+      const int* rows = a_sum + warp_m_ * WarpShape::kM + lane / 4;
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const int n =
-              min(column_begin + warp_column() + j * 8 + lane_ % 4 * 2 + c, operands_.columns - 1);
+              min(column_begin + warp_column() + j * 8 + lane % 4 * 2 + c, operands_.columns - 1);
           const int zero = load_int(group_.b_zero, group_.b_zero_dtype,
                                     static_cast<int64_t>(n) * group_.b_zero_stride);
 #pragma unroll

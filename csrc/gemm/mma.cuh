@@ -70,6 +70,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// x, of which the compiler no longer knows where it came from: what is worked out from it is worked
+// out where it is used, not ahead of a loop that has no registers left to keep it in.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // x * y + z on packed pairs of bfloat16; used with y = 1, where it is an exactly rounded sum.
 __device__ __forceinline__ uint32_t bf16x2_fma(uint32_t x, uint32_t y, uint32_t z) {
   uint32_t d;
