@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits the constants of csrc/gemm/select.cpp to measured rows.
 
-    python bench/bench_rows.py rows.jsonl            # on a GPU
+    python tools/time_rows.py rows.jsonl            # on a GPU
     python tools/fit_selection.py rows.jsonl --seconds 100
 
 The estimate below is that of select.cpp, statement by statement, for the GPU that was measured (by
@@ -149,7 +149,7 @@ def regret_of(points: list[Point], constants: dict[str, float]) -> tuple[float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("json", type=Path, help="what bench/bench_rows.py wrote")
+    parser.add_argument("json", type=Path, help="what tools/time_rows.py wrote")
     parser.add_argument("--seconds", type=float, default=100.0, help="how long to search")
     parser.add_argument("--multiprocessors", type=int, default=132)
     parser.add_argument("--smem", type=int, default=228 << 10, help="bytes a multiprocessor")

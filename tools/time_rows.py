@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long does every row of the tile table take under every schedule? The data of selection.
 
-    python bench/bench_rows.py rows.jsonl
+    python tools/time_rows.py rows.jsonl
     python tools/fit_selection.py rows.jsonl   # the constants of csrc/gemm/select.cpp
 
 Short samples: a graph of a few calls on operands that are not in L2, the median of three replays,
