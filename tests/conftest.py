@@ -20,7 +20,7 @@ if importlib.util.find_spec("qutlass") is None:
 # What was tuned on this machine is no part of a test that does not say so.
 os.environ["QUTLASS_TUNED"] = "0"
 
-import qutlass  # noqa: E402
+import qutlass.tuned  # noqa: E402
 from cases import gemm_cases, generator, rows_of  # noqa: E402
 
 MARKERS = {
@@ -57,6 +57,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def device(request: pytest.FixtureRequest) -> str:
     """Each test that takes it runs once on the CPU and once on a GPU."""
     return request.param
+
+
+@pytest.fixture
+def empty_tuning_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tuned choices are in use, in an empty cache; nothing was read before or is left behind."""
+    monkeypatch.setenv("QUTLASS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("QUTLASS_TUNED", raising=False)
+    qutlass.tuned.reset()
+    yield
+    monkeypatch.undo()
+    qutlass.tuned.reset()
 
 
 @pytest.fixture

@@ -21,19 +21,10 @@ import qutlass
 from qutlass import ops, tuned
 from qutlass.tuned import Choice, Problem, Results, UnusableError
 
+pytestmark = pytest.mark.usefixtures("empty_tuning_cache")
+
 GPU = "NVIDIA Test Card 24"
 PROBLEM = Problem("w8a8", 4096, 4096, 4096, 64)
-
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A cache of its own, and nothing read before or left behind."""
-    monkeypatch.setenv("QUTLASS_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("QUTLASS_TUNED", raising=False)
-    tuned.reset()
-    yield
-    monkeypatch.undo()
-    tuned.reset()
 
 
 @pytest.fixture

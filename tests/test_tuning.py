@@ -19,17 +19,9 @@ from qutlass.nn import PRESETS, QuantLinear, quantize_model
 from qutlass.tuned import Problem, Results
 from qutlass.tuning import Row, Target, Weight, find_best, measure, tune
 
+pytestmark = pytest.mark.usefixtures("empty_tuning_cache")
+
 CARD = Target("NVIDIA Test Card 24", sm=86)
-
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("QUTLASS_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("QUTLASS_TUNED", raising=False)
-    tuned.reset()
-    yield
-    monkeypatch.undo()
-    tuned.reset()
 
 
 class Clock:

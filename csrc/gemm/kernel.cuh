@@ -99,6 +99,7 @@ class QuantizedGemm {
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);
       epilogue.columns = static_cast<int>(g.N);
+      // 128 * 128 * 131072 is 2^31.
       epilogue.general =
           g.a_zero.present() || g.bias.present() || (kOp == GemmOp::kW8A8 && g.K >= 131072);
     }
@@ -138,7 +139,7 @@ class QuantizedGemm {
 
     Mma mma(shared.mainloop, params.operands, params.schedule, params.group, warp, lane);
     for (int index = 0;; ++index) {
-      mma.prologue(segment, index, index > 0);
+      mma.prologue(segment, index);
       // Even and odd segments have vectors of their own: slower warps may still be storing the tile
       // before this one.
       Vectors& v = shared.vectors[index % 2];

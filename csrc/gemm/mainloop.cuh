@@ -55,7 +55,7 @@ class Mainloop {
   // Scales multiply the weights while they are unpacked, or the sums of each group, which are then
   // folded into float32 totals. The second is exact, the first leaves registers for high tiles.
   static constexpr bool kWeightScale = is_weight_scaled(kOp, WarpShape::kM);
-  static constexpr bool kFold = kOp == GemmOp::kW4A8Group || (kBf16 && !kWeightScale);
+  static constexpr bool kFold = is_folded(kOp, WarpShape::kM);
   static constexpr bool kGroups = is_grouped(kOp);
   // Weights enter the mma as 16 * q, one AND away from the packed word.
   static constexpr bool kTimes16 = kOp == GemmOp::kW4A8 || kOp == GemmOp::kW4A8Group;
@@ -186,10 +186,10 @@ class Mainloop {
     return warp_n_ * WarpShape::kN + warp_k_ * kOwnTiles * 8;
   }
 
-  // Starts the copies of the block's first segment; with `restart`, of a later one. Returns at
-  // once; what the caller does next overlaps them.
-  __device__ __forceinline__ void prologue(const Segment& segment, int index, bool restart) {
-    if (restart && kRunsOn) return;
+  // Starts the copies of the block's segment number `index`, where they do not run already. Returns
+  // at once; what the caller does next overlaps them.
+  __device__ __forceinline__ void prologue(const Segment& segment, int index) {
+    if (kRunsOn && index > 0) return;
     open(segment, index);
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {

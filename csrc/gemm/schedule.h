@@ -103,6 +103,12 @@ constexpr bool schedule_fits(int64_t M, int64_t N, int64_t K, int tile_m, int ti
   return tiles < (1 << 30) && tiles * units < (1 << 30);
 }
 
+// k of a unit. Segments begin at groups: what a block keeps of a group it then keeps from its
+// start.
+constexpr int64_t schedule_unit(int64_t K, int tile_k, int64_t group_size) {
+  return group_size > tile_k && group_size < K ? group_size : tile_k;
+}
+
 inline Schedule make_schedule(int64_t M, int64_t N, int64_t K, int tile_m, int tile_n, int tile_k,
                               int64_t group_size, int split_k, int resident, int width) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
@@ -111,8 +117,7 @@ inline Schedule make_schedule(int64_t M, int64_t N, int64_t K, int tile_m, int t
   s.tiles_n = static_cast<int>(ceil_div(N, tile_n));
   s.width = width < s.tiles_n ? width : s.tiles_n;
   s.k = static_cast<int>(K);
-  // Segments begin at groups: what a block keeps of a group's scale it then keeps from its start.
-  s.unit = static_cast<int>(group_size > tile_k && group_size < K ? group_size : tile_k);
+  s.unit = static_cast<int>(schedule_unit(K, tile_k, group_size));
   s.k_units = static_cast<int>(ceil_div(K, s.unit));
   s.padded_units = s.k_units;
   const int64_t tiles = static_cast<int64_t>(s.tiles_m) * s.tiles_n;
@@ -121,16 +126,21 @@ inline Schedule make_schedule(int64_t M, int64_t N, int64_t K, int tile_m, int t
     s.part = static_cast<int>(ceil_div(s.k_units, split_k));
     s.padded_units = s.part * split_k;
     s.blocks = static_cast<int>(tiles * split_k);
-  } else if (split_k == 1 || tiles % resident == 0) {
-    s.blocks = static_cast<int>(split_k == 1 || tiles < resident ? tiles : resident);
+    return s;
+  }
+  // What Stream-K cuts up: all tiles where there are fewer than run at once, else those beyond
+  // whole rounds and one round more, so that a tile is cut into two or three and no block has much
+  // less than a tile.
+  const int64_t left = tiles % resident;
+  const int64_t shared = tiles < resident ? tiles : left > 0 ? resident + left : 0;
+  const int64_t part = ceil_div(shared * s.k_units, resident);
+  const bool cuts = split_k == kStreamK && shared > 0 && (tiles > resident || part < s.k_units);
+  if (cuts) {
+    s.shared_tiles = static_cast<int>(shared);
+    s.part = static_cast<int>(part);
+    s.blocks = static_cast<int>(tiles < resident ? ceil_div(shared * s.k_units, part) : resident);
   } else {
-    // The tiles beyond whole rounds, with one round more where there is one, so that a tile is cut
-    // into two or three and no block has much less than a tile.
-    s.shared_tiles = static_cast<int>(tiles < resident ? tiles : resident + tiles % resident);
-    const int64_t units = static_cast<int64_t>(s.shared_tiles) * s.k_units;
-    s.part = static_cast<int>(ceil_div(units, resident));
-    s.blocks = static_cast<int>(tiles < resident ? ceil_div(units, s.part) : resident);
-    if (s.part == s.k_units && tiles < resident) s.shared_tiles = 0, s.blocks = int(tiles);
+    s.blocks = static_cast<int>(split_k == 1 || tiles < resident ? tiles : resident);
   }
   return s;
 }

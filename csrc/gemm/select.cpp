@@ -74,9 +74,7 @@ double unpacking_of(GemmOp op) {
 // Registers a thread needs, near enough: accumulators (twice where groups are folded), double-
 // buffered fragments, addresses.
 int registers_of(const GemmTile& t) {
-  const bool fold =
-      t.op == GemmOp::kW4A8Group || (t.op == GemmOp::kW4A16 && !is_weight_scaled(t.op, t.warp_m));
-  const int accumulators = t.warp_m * t.warp_n / 32 * (fold ? 2 : 1);
+  const int accumulators = t.warp_m * t.warp_n / 32 * (is_folded(t.op, t.warp_m) ? 2 : 1);
   const int registers = accumulators + t.warp_m / 16 * 8 + t.warp_n / 8 * 4 + 64;
   return (std::min(255, registers) + 7) / 8 * 8;
 }
@@ -100,7 +98,7 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   const bool bf16 = p.op == GemmOp::kW4A16;
   const int steps = t.warp_k / (p.op == GemmOp::kW4A4 ? 64 : 32) * (bf16 ? 2 : 1);
   const int m_tiles = t.warp_m / 16, n_tiles = t.warp_n / 8;
-  const bool fold = p.op == GemmOp::kW4A8Group || (bf16 && !is_weight_scaled(p.op, t.warp_m));
+  const bool fold = is_folded(p.op, t.warp_m);
   const double mma = steps * m_tiles * n_tiles;
   const double instructions = mma + steps * n_tiles * unpacking_of(p.op) + 2.0 * steps * m_tiles +
                               kLoop + (fold ? 1.6 * 4 * m_tiles * n_tiles : 0);
@@ -161,8 +159,7 @@ bool gemm_config_legal(const GemmProblem& p, const GemmConfig& c, const DeviceIn
     return false;
   }
   // Every part of a split has at least one tile of k.
-  const int64_t quantum = p.group_size > t.k && p.group_size < p.K ? p.group_size : t.k;
-  const int64_t quanta = ceil_div(p.K, quantum);
+  const int64_t quanta = ceil_div(p.K, schedule_unit(p.K, t.k, p.group_size));
   if (c.split_k > 1 && (c.split_k - 1) * ceil_div(quanta, c.split_k) >= quanta) return false;
   return c.split_k <= 64;
 }

@@ -16,6 +16,10 @@ constexpr bool is_grouped(GemmOp op) {
 
 // kW4A16: whether scales multiply the weights, or the sums of each group (see Mainloop).
 constexpr bool is_weight_scaled(GemmOp op, int wm) { return op == GemmOp::kW4A16 && wm > 32; }
+// Whether sums of groups are folded into float32 totals, which take as many registers again.
+constexpr bool is_folded(GemmOp op, int wm) {
+  return op == GemmOp::kW4A8Group || (op == GemmOp::kW4A16 && !is_weight_scaled(op, wm));
+}
 
 // The smallest groups that a row of a grouped product takes (where there is more than one). Rows
 // for large groups only are spared the code and the registers for groups that change within a k
