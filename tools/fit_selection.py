@@ -81,6 +81,8 @@ class Point:
         steps = tile["warp_k"] // (64 if op == "w4a4" else 32) * (2 if op == "w4a16" else 1)
         m_tiles, n_tiles = tile["warp_m"] // 16, tile["warp_n"] // 8
         self.mma = steps * m_tiles * n_tiles
+        strip = 32 if tile["warp_m"] > 32 else 16
+        self.real = math.ceil(M / strip) * strip / (math.ceil(M / tile["m"]) * tile["m"])
         self.fragments, self.unpacking = steps * n_tiles, UNPACKING.get(op, "kUnpackNone")
         self.loads = 2.0 * steps * m_tiles + (1.6 * 4 * m_tiles * n_tiles if fold else 0)
         self.instruction = INSTRUCTION.get(op, "kSm90S8")
@@ -112,7 +114,7 @@ class Point:
             rounds = math.ceil(blocks / self.resident)
         limits = sorted(
             (
-                self.mma * c[self.instruction] * self.warps / 4 * together,
+                self.mma * self.real * c[self.instruction] * self.warps / 4 * together,
                 instructions * self.warps / 4 * together / c["kIssue"],
                 instructions * c["kAlone"] + c["kBarrier"] / (self.stages - 1),
             )

@@ -8,8 +8,9 @@
 //
 // The nodes are CUTLASS 2.x visitors; what drives them is not CUTLASS's epilogue, which passes the
 // 32-bit accumulators through shared memory eight rows at a time with a barrier each. Here every
-// warp works on its own registers and lanes exchange finished bfloat16 pairs, so that no shared
-// memory is taken from the stages, whose copies for the next tile go on meanwhile.
+// warp works on its own registers, of which a lane's belong to neighbouring columns (dealt_row()),
+// or lanes exchange finished bfloat16 pairs, so that no shared memory is taken from the stages,
+// whose copies for the next tile go on meanwhile.
 #pragma once
 
 #include <climits>
@@ -44,10 +45,11 @@ struct EpilogueParams {
 
 // Which steps there are, known to the compiler: tested for each element they would cost more than
 // the steps themselves. kGeneral: zero points of a, bias and sums of 2^31, of which those that are
-// absent have neutral vectors.
-template <bool kAScale_, bool kBScale_, bool kGeneral_>
+// absent have neutral vectors. kWhole: N is a multiple of what a lane stores at once.
+template <bool kAScale_, bool kBScale_, bool kGeneral_, bool kWhole_>
 struct EpilogueSteps {
-  static constexpr bool kAScale = kAScale_, kBScale = kBScale_, kGeneral = kGeneral_;
+  static constexpr bool kAScale = kAScale_, kBScale = kBScale_, kGeneral = kGeneral_,
+                        kWhole = kWhole_;
 };
 
 // What a node knows on the device: the kernel's parameters, the tile's TileVectors, and where the
@@ -77,6 +79,12 @@ struct NodeBase {
 //   iter    packs of kPack n tiles (begin_step, end_step)
 //   row     rows of the warp, 8 apart (begin_row, end_row)
 //   column  n tiles of a pack
+// The first of the two columns, counted from those of the pack. Packs of four n tiles are dealt out
+// (dealt_row()): a lane has eight neighbours.
+template <int kPack>
+__device__ __forceinline__ int column_in_pack(int tile, int lane) {
+  return kPack == 4 ? lane % 4 * 8 + tile * 2 : tile * 8 + lane % 4 * 2;
+}
 
 // accumulators -> float32
 template <typename Vectors, typename Steps, int kPack>
@@ -97,18 +105,19 @@ struct DequantizeNode : NodeBase {
     __device__ Callbacks(EpilogueContext const& params, int lane)
         : v(static_cast<const Vectors*>(params.vectors)),
           row0(params.row + lane / 4),
-          column0(params.column + lane % 4 * 2) {}
+          column0(params.column + column_in_pack<kPack>(0, lane)) {}
 
     __device__ __forceinline__ int at(int column) const {
-      return column0 + (step * kPack + column) * 8;
+      return column0 + step * kPack * 8 + column_in_pack<kPack>(column, 0);
     }
     __device__ __forceinline__ void begin_step(int s) {
       step = s;
       if constexpr (Steps::kBScale) {
 #pragma unroll
         for (int j = 0; j < kPack; ++j) {
-          b_scale[2 * j] = v->b_scale[at(j)];
-          b_scale[2 * j + 1] = v->b_scale[at(j) + 1];
+          const float2 pair = *reinterpret_cast<const float2*>(&v->b_scale[at(j)]);
+          b_scale[2 * j] = pair.x;
+          b_scale[2 * j + 1] = pair.y;
         }
       }
     }
@@ -150,7 +159,7 @@ struct DequantizeNode : NodeBase {
 };
 
 // float32 -> bfloat16 in global memory, any number of columns.
-template <int kTileM, int kTileN, int kPack>
+template <int kTileM, int kTileN, typename Steps, int kPack>
 struct StoreBf16Node : NodeBase {
   const Params* params = nullptr;
   StoreBf16Node() = default;
@@ -163,22 +172,19 @@ struct StoreBf16Node : NodeBase {
     int64_t ld;
     int rows, columns;  // that exist from there on
     int lane, step = 0;
-    bool aligned;
     uint32_t pairs[kPack];
 
     __device__ Callbacks(EpilogueContext const& context, cutlass::gemm::GemmCoord tile, int lane)
         : ld(context.params->columns), lane(lane) {
       const EpilogueParams& p = *context.params;
-      // After the exchange below: n tile of the pack and column in it.
+      // With two n tiles, after the exchange below.
       const int t = lane % 4;
-      const int n = kPack == 4 ? t : kPack == 2 ? t % 2 : 0;
-      const int within = kPack == 4 ? 0 : kPack == 2 ? t / 2 * 4 : t * 2;
+      const int first = kPack == 2 ? t % 2 * 8 + t / 2 * 4 : column_in_pack<kPack>(0, lane);
       const int row = tile.m() * kTileM + context.row + lane / 4;
-      const int column = tile.n() * kTileN + context.column + n * 8 + within;
+      const int column = tile.n() * kTileN + context.column + first;
       out = static_cast<cutlass::bfloat16_t*>(p.out) + row * ld + column;
       rows = p.rows - row;
       columns = p.columns - column;
-      aligned = p.columns % kElements == 0;
     }
 
     __device__ __forceinline__ void begin_step(int s) {
@@ -202,21 +208,16 @@ struct StoreBf16Node : NodeBase {
       (upper ? low : high) = got;
     }
 
-    // A row's pairs lie across a quad: lane t has columns 2t and 2t + 1 of every n tile. A
-    // transposition gives each lane neighbouring columns of one n tile (kPack = 4: all eight), so
-    // that a quad stores whole 32-byte sectors.
+    // Of two n tiles, lane t has columns 2t and 2t + 1 of each; a swap gives it four neighbours of
+    // one, so that a quad stores whole 32-byte sectors.
     __device__ __forceinline__ void end_row(int row) {
-      if constexpr (kPack >= 2) swap(pairs[0], pairs[1], 1);
-      if constexpr (kPack == 4) {
-        swap(pairs[2], pairs[3], 1);
-        swap(pairs[0], pairs[2], 2);
-        swap(pairs[1], pairs[3], 2);
-      }
+      if constexpr (kPack == 2) swap(pairs[0], pairs[1], 1);
       cutlass::bfloat16_t* pointer = at;
       at += 8 * ld;
       if (row * 8 >= rows) return;
       const int left = columns - step * kPack * 8;
-      if (aligned && left >= kElements) {
+      if (left <= 0) return;
+      if constexpr (Steps::kWhole) {
         if constexpr (kPack == 4)
           *reinterpret_cast<uint4*>(pointer) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
         else if constexpr (kPack == 2)
@@ -252,24 +253,27 @@ struct EpilogueFor {
 
   template <typename Steps>
   using Tree = cutlass::epilogue::threadblock::Sm80EVT<
-      StoreBf16Node<Shape::kM, Shape::kN, kPack>,
+      StoreBf16Node<Shape::kM, Shape::kN, Steps, kPack>,
       cutlass::epilogue::threadblock::Sm80EVT<DequantizeNode<Vectors, Steps, kPack>,
                                               cutlass::epilogue::threadblock::VisitorAccFetch>>;
 
   __device__ __forceinline__ static void run(const EpilogueContext& context, const Segment& segment,
                                              typename Mainloop::Result& result, int lane) {
-    if (context.params->general)
-      visit<true>(context, segment, result, lane);
+    const bool whole = context.params->columns % (2 * kPack) == 0;
+    if (!whole)
+      visit<true, false>(context, segment, result, lane);
+    else if (context.params->general)
+      visit<true, true>(context, segment, result, lane);
     else
-      visit<false>(context, segment, result, lane);
+      visit<false, true>(context, segment, result, lane);
   }
 
  private:
-  template <bool kGeneral>
+  template <bool kGeneral, bool kWhole>
   __device__ __forceinline__ static void visit(const EpilogueContext& context,
                                                const Segment& segment,
                                                typename Mainloop::Result& result, int lane) {
-    using Tree = Tree<EpilogueSteps<kAScale, kBScale, kGeneral>>;
+    using Tree = Tree<EpilogueSteps<kAScale, kBScale, kGeneral, kWhole>>;
     using Accumulator = typename Mainloop::ElementC;
     typename Tree::Params params;
     params.op_0.op_1 = context;  // op_0: the inner tree (its op_0 is the fetch)

@@ -12,6 +12,7 @@
 #include "common/load_param.cuh"
 #include "gemm/mma.cuh"
 #include "gemm/problem.h"
+#include "gemm/shared_tile.cuh"
 #include "gemm/tiles.h"
 
 namespace qutlass::threadblock {
@@ -37,8 +38,9 @@ __device__ __forceinline__ uint32_t bf16_pair(float x) {
 
 // kWeightScale: scales multiply the weights (kW4A16), else the sums of a group.
 // kPeriodGroups: two k tiles' worth of the smallest groups, or more.
-template <GemmOp kOp, bool kWeightScale, int kColumns, int kTileK, int kMinGroup, int kPeriodGroups,
-          int kThreads>
+// kDealt: columns lie as the rows of the tile do, see dealt_row().
+template <GemmOp kOp, bool kWeightScale, bool kDealt, int kColumns, int kTileK, int kMinGroup,
+          int kPeriodGroups, int kThreads>
 class GroupCache {
  public:
   static constexpr int kSlots = 2 * kPeriodGroups;
@@ -57,17 +59,20 @@ class GroupCache {
     uint32_t bad[(kColumns + 31) / 32];  // kW4A8Multiplier: columns with weights that left int8
   };
 
-  // array[kUnpack]: for unpacking. kW4A16: the pair (-c0, -c0), kW4A8Multiplier: m | c << 8,
-  //   kW4A8Group with zero points: c in every byte. With kWeightScale the second word is the upper
-  //   half of the scale, a pair of bfloat16.
-  // array[kScale]: kW4A8Group, kW4A16: the scale as float32.
-  // array[kRest]: kW4A16 with fractional zero points: c1 as float32. With kWeightScale (array 1)
-  //   two pairs: the lower half of the scale, and -c1 * scale.
-  static constexpr int kUnpack = 0, kScale = 1, kRest = kWeightScale ? 1 : 2;
+  // array[kUnpack]: for unpacking. kW4A8Multiplier: m | c << 8, kW4A8Group with zero points: c in
+  //   every byte, kWeightScale: the pair (-c0, -c0) and the upper half of the scale, a pair of
+  //   bfloat16.
+  // array[kScale]: kW4A8Group, kW4A16 but for kWeightScale: the scale as float32.
+  // array[kRest]: kW4A16: what one has to subtract of 136 + q, as float32. With kWeightScale two
+  //   pairs: the lower half of the scale, and -c1 * scale.
+  static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
  private:
   static constexpr int kItems = (kPeriodGroups * kColumns + kThreads - 1) / kThreads;
-  static constexpr int kLogPeriod = kPeriodGroups == 16 ? 4 : kPeriodGroups == 8 ? 3 : 2;
+  static constexpr int kLogPeriod = kPeriodGroups == 16  ? 4
+                                    : kPeriodGroups == 8 ? 3
+                                    : kPeriodGroups == 4 ? 2
+                                                         : 1;
   static_assert(1 << kLogPeriod == kPeriodGroups);
   static constexpr bool kMultiplier = kOp == GemmOp::kW4A8Multiplier;
 
@@ -78,46 +83,49 @@ class GroupCache {
   int next_ = 0;    // the first group that was not put in place yet
   uint32_t scale_[kItems], zero_[kItems];
 
-  // A thread's items: neighbouring threads have neighbouring groups of a column. With one group a
-  // row there is nothing to its right.
-  __device__ __forceinline__ int log_period() const { return p_.groups == 1 ? 0 : kLogPeriod; }
-  template <typename Visit>
+  // A thread's items: neighbouring threads have neighbouring groups of a column. kOne: one group a
+  // row, to the right of which there is nothing.
+  template <bool kOne, typename Visit>
   __device__ __forceinline__ void for_items(const Visit& visit) const {
-    const int log = log_period();
+    constexpr int kLog = kOne ? 0 : kLogPeriod;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
+      if ((i * kThreads) >> kLog >= kColumns) break;
       const int index = static_cast<int>(threadIdx.x) + i * kThreads;
-      const int g = next_ + (index & ((1 << log) - 1)), column = index >> log;
-      if (column < kColumns)
-        visit(i, g, column, g < p_.groups && column_begin_ + column < columns_);
+      const int g = next_ + (index & ((1 << kLog) - 1)), column = index >> kLog;
+      if ((kThreads * (i + 1) - 1) >> kLog < kColumns || column < kColumns)
+        visit(i, g, column, g < p_.groups && column < columns_ - column_begin_);
     }
   }
 
-  template <typename T>
+  // Offsets of 32 bits within the columns of a tile: their scales are fewer than 2^31.
+  template <bool kOne, typename T>
   __device__ __forceinline__ void load(uint32_t (&to)[kItems], const void* array) const {
     const auto* from =
         static_cast<const T*>(array) + static_cast<int64_t>(column_begin_) * p_.groups;
-    for_items([&](int i, int g, int column, bool real) {
-      to[i] = real ? __ldg(from + static_cast<int64_t>(column) * p_.groups + g) : 0;
+    for_items<kOne>([&](int i, int g, int column, bool real) {
+      to[i] = real ? __ldg(from + (column * p_.groups + g)) : 0;
     });
   }
   // Which dtypes there are, so that no branch is built for the others.
+  template <bool kOne>
   __device__ __forceinline__ void load_scales() {
     if constexpr (kMultiplier) {
-      load<unsigned char>(scale_, p_.multiplier);
+      load<kOne, unsigned char>(scale_, p_.multiplier);
     } else if (p_.b_scale_dtype == DType::kFloat32) {
-      load<unsigned int>(scale_, p_.b_scale);
+      load<kOne, unsigned int>(scale_, p_.b_scale);
     } else {
-      load<unsigned short>(scale_, p_.b_scale);
+      load<kOne, unsigned short>(scale_, p_.b_scale);
     }
   }
+  template <bool kOne>
   __device__ __forceinline__ void load_zeros() {
     if (kMultiplier || p_.b_zero_dtype == DType::kInt8) {
-      load<unsigned char>(zero_, p_.b_zero);
+      load<kOne, unsigned char>(zero_, p_.b_zero);
     } else if (kOp == GemmOp::kW4A16 && p_.b_zero_dtype == DType::kBFloat16) {
-      load<unsigned short>(zero_, p_.b_zero);
+      load<kOne, unsigned short>(zero_, p_.b_zero);
     } else {
-      load<unsigned int>(zero_, p_.b_zero);
+      load<kOne, unsigned int>(zero_, p_.b_zero);
     }
   }
 
@@ -132,14 +140,14 @@ class GroupCache {
   }
 
   // kZeros: there are zero points. kFractional: they are floats (kW4A16).
-  template <bool kZeros, bool kFractional>
+  template <bool kOne, bool kZeros, bool kFractional>
   __device__ __forceinline__ void convert() {
-    for_items([&](int i, int g, int column, bool real) {
-      const int slot = g % kSlots;
+    for_items<kOne>([&](int i, int g, int n, bool real) {
+      const int slot = g % kSlots, column = kDealt ? dealt_row(n) : n;
       if constexpr (kOp == GemmOp::kW4A16) {
         // w = (v - c0) - c1 with v = 136 + q: c0 an integer that bfloat16 holds, so that the first
         // difference is exact; c1 the rest of a fractional zero point. An integer zero point for
-        // which bfloat16 does not hold c0 makes its column NaN.
+        // which bfloat16 does not hold c0 makes its column NaN, in every row of the table.
         float c0 = 136.f, c1 = 0.f;
         if constexpr (kFractional) {
           const float z =
@@ -158,9 +166,8 @@ class GroupCache {
           *reinterpret_cast<uint2*>(&s_.array[kRest][slot][2 * column]) =
               make_uint2(bf16_pair(x - upper), bf16_pair(-c1 * x));
         } else {
-          s_.array[kUnpack][slot][column] = bf16_pair(-c0);
           s_.array[kScale][slot][column] = __float_as_uint(x);
-          s_.array[kRest][slot][column] = __float_as_uint(c1);
+          s_.array[kRest][slot][column] = __float_as_uint(c0 + c1);
         }
       } else if constexpr (kMultiplier) {
         // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less
@@ -168,7 +175,7 @@ class GroupCache {
         const int m = static_cast<int>(scale_[i]);
         const int c = 128 - m * (8 + (kZeros ? integer_of(zero_[i]) : 0));
         if (real && (m < 1 || m > 15 || c < 0 || 15 * m + c > 255))
-          atomicOr(&s_.bad[column / 32], 1u << column % 32);
+          atomicOr(&s_.bad[n / 32], 1u << n % 32);
         s_.array[kUnpack][slot][column] = m | (c & 0xFF) << 8;
       } else {
         float x = scale_of(scale_[i]);
@@ -201,29 +208,47 @@ class GroupCache {
     next_ = k >> p_.group_shift;
   }
 
-  // Issues the loads of the next period's groups.
-  __device__ __forceinline__ void fetch() {
-    if (next_ >= p_.groups) return;
-    load_scales();
-    if (p_.b_zero) load_zeros();
+  // Issues the loads of the first, then of the next period's groups.
+  __device__ __forceinline__ void fetch_first() {
+    if (p_.groups == 1)
+      fetch_period<true>();
+    else
+      fetch_period<false>();
   }
+  __device__ __forceinline__ void fetch() { fetch_period<false>(); }
 
-  // Converts what fetch() read and puts it where the mainloop reads it after the next barrier.
-  __device__ __forceinline__ void commit() {
+  // Converts what was fetched and puts it where the mainloop reads it after the next barrier.
+  __device__ __forceinline__ void commit_first() {
+    if (p_.groups == 1)
+      commit_period<true>();
+    else
+      commit_period<false>();
+  }
+  __device__ __forceinline__ void commit() { commit_period<false>(); }
+
+  __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) % kSlots; }
+
+ private:
+  template <bool kOne>
+  __device__ __forceinline__ void fetch_period() {
+    if (next_ >= p_.groups) return;
+    load_scales<kOne>();
+    if (p_.b_zero) load_zeros<kOne>();
+  }
+  template <bool kOne>
+  __device__ __forceinline__ void commit_period() {
     if (next_ >= p_.groups) return;
     const bool fractional = kOp == GemmOp::kW4A16 && (p_.b_zero_dtype == DType::kFloat32 ||
                                                       p_.b_zero_dtype == DType::kBFloat16);
     if (p_.b_zero == nullptr) {
-      convert<false, false>();
+      convert<kOne, false, false>();
     } else if (fractional) {
-      convert<true, kOp == GemmOp::kW4A16>();
+      convert<kOne, true, kOp == GemmOp::kW4A16>();
     } else {
-      convert<true, false>();
+      convert<kOne, true, false>();
     }
-    next_ += 1 << log_period();
+    next_ += kOne ? 1 : kPeriodGroups;
   }
-
-  __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) % kSlots; }
 };
 
 }  // namespace qutlass::threadblock

@@ -99,9 +99,9 @@ class QuantizedGemm {
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);
       epilogue.columns = static_cast<int>(g.N);
-      // 128 * 128 * 131072 is 2^31.
-      epilogue.general =
-          g.a_zero.present() || g.bias.present() || (kOp == GemmOp::kW8A8 && g.K >= 131072);
+      // 128 * 128 * 131072 is 2^31. Rows that are not stored whole take the general steps, too.
+      epilogue.general = g.a_zero.present() || g.bias.present() ||
+                         (kOp == GemmOp::kW8A8 && g.K >= 131072) || g.N % 8 != 0;
     }
 
     static constexpr size_t kPartialBytes =
@@ -162,7 +162,7 @@ class QuantizedGemm {
         __syncthreads();
         const threadblock::EpilogueContext context{&params.epilogue, &v, mma.result_row(),
                                                    mma.result_column()};
-        Epilogue::run(context, segment, result, opaque(lane));
+        if (mma.owns()) Epilogue::run(context, segment, result, opaque(lane));
       } else {
         leave(params, result, bad, thread);
       }

@@ -54,6 +54,9 @@ class Mainloop {
   static constexpr bool kMultiplier = kOp == GemmOp::kW4A8Multiplier;
   // Scales multiply the weights while they are unpacked, or the sums of each group, which are then
   // folded into float32 totals. The second is exact, the first leaves registers for high tiles.
+  // With kW4A16 folding also subtracts what stands in the unpacked weights beside q, times the row
+  // sums of a, which one more mma with ones gives: instructions beside each weight are what low
+  // tiles wait for.
   static constexpr bool kWeightScale = is_weight_scaled(kOp, WarpShape::kM);
   static constexpr bool kFold = is_folded(kOp, WarpShape::kM);
   static constexpr bool kGroups = is_grouped(kOp);
@@ -72,11 +75,11 @@ class Mainloop {
   static constexpr int kNTiles = WarpShape::kN / 8;
   static constexpr bool kWideB = kOp == GemmOp::kW8A8 || kS4;  // 32 bytes of B a step, else 16
   static constexpr int kBLoads = kWideB ? kNTiles / 2 : kNTiles / 4;  // ldmatrix.x4 a step
-  // Fractional zero points (kW4A16). What is left of them beside an integer would round the
-  // weights; where scales go on the sums, it does too, times the row sum of a, which one more mma
-  // with ones gives. Low tiles are also those whose few outputs do not average the weights'
-  // rounding away.
-  static constexpr bool kExactRest = kBf16 && kFold;
+  // Fragments of A for the next step come into registers of their own; in the highest warp tiles,
+  // which have none left, each comes into the place of its predecessor, right behind the last
+  // product that reads that.
+  static constexpr bool kInPlaceA = kMTiles >= 8;
+  static constexpr int kABuffers = kInPlaceA ? 1 : 2;
   // Row sums of a are shared out over the warps that read the same rows.
   static constexpr int kSumTiles = (kMTiles + WarpCount::kN - 1) / WarpCount::kN;
 
@@ -84,19 +87,24 @@ class Mainloop {
                 Shape::kK % WarpShape::kK == 0);
   static_assert(WarpShape::kM % 16 == 0 && WarpShape::kN % (kWideB ? 16 : 32) == 0);
   static_assert(WarpShape::kK % kStepK == 0 && kStages >= 2);
-  static_assert(kNTiles % kSlices == 0, "slices share the columns of their sum");
+  static_assert(kNTiles % kSlices == 0 || kSlices % kNTiles == 0,
+                "slices share the columns of their sum");
 
   using TileA = SharedTile<Shape::kM, Shape::kK * a_bits(kOp) / 8>;
   using TileB = SharedTile<Shape::kN, Shape::kK * b_bits(kOp) / 8>;
 
-  // Of one warp, in the order [n tile][m tile][4]: column 8 * n + 2 * (lane % 4) + (r % 2), row
-  // 16 * m + 8 * (r / 2) + lane / 4.
-  static constexpr int kOwnTiles = kNTiles / kSlices;  // n tiles whose sum a warp ends up with
+  // Of one warp, in the order [n tile][m tile][4]: row 16 * m + 8 * (r / 2) + lane / 4, column
+  // 8 * n + 2 * (lane % 4) + (r % 2) of B as it lies in shared memory.
+  // n tiles whose sum a warp ends up with; where slices outnumber them, the last slices get none.
+  static constexpr int kOwnTiles = kNTiles > kSlices ? kNTiles / kSlices : 1;
+  // Columns are dealt out so that a lane has eight neighbours, see dealt_row().
+  static constexpr bool kDealt = kOwnTiles % 4 == 0;
   using Result = ElementC[kOwnTiles][kMTiles][4];
 
-  static constexpr int kMinGroup = min_group_of(Shape::kK, WarpShape::kK);
-  using Groups = GroupCache<kOp, kWeightScale, Shape::kN, Shape::kK, kMinGroup,
-                            period_groups_of(Shape::kM, Shape::kK, WarpShape::kK), kThreads>;
+  static constexpr int kMinGroup = min_group_of(Shape::kK, WarpShape::kM, WarpShape::kK);
+  using Groups =
+      GroupCache<kOp, kWeightScale, kDealt, Shape::kN, Shape::kK, kMinGroup,
+                 period_groups_of(Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK), kThreads>;
 
   struct Stages {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
@@ -142,7 +150,7 @@ class Mainloop {
 
   // The copies: which segment they are in, and what is left of it.
   TileLoader<TileA, kThreads> loader_a_;
-  TileLoader<TileB, kThreads> loader_b_;
+  TileLoader<TileB, kThreads, kDealt> loader_b_;
   int load_segment_ = 0;
   int load_left_ = 0;  // k tiles
   int stage_ = 0;  // of the next k tile to compute
@@ -158,8 +166,9 @@ class Mainloop {
         group_(group),
         shared_(shared) {
     warp_k_ = warp / (WarpCount::kM * WarpCount::kN);
-    warp_m_ = warp % (WarpCount::kM * WarpCount::kN) % WarpCount::kM;
-    warp_n_ = warp % (WarpCount::kM * WarpCount::kN) / WarpCount::kM;
+    // Warps of the same rows follow each other, so that rows beyond M leave no scheduler idle.
+    warp_m_ = warp % (WarpCount::kM * WarpCount::kN) / WarpCount::kN;
+    warp_n_ = warp % WarpCount::kN;
 
     {
       const int row = warp_m_ * WarpShape::kM + lane % 16;
@@ -180,6 +189,8 @@ class Mainloop {
     lane_b_ ^= warp_k_ * (WarpShape::kK * b_bits(kOp) / 8);
   }
 
+  // Whether this warp ends up with a result.
+  __device__ __forceinline__ bool owns() const { return warp_k_ * kOwnTiles < kNTiles; }
   // The first row and column of the tile that this warp's result covers.
   __device__ __forceinline__ int result_row() const { return warp_m_ * WarpShape::kM; }
   __device__ __forceinline__ int result_column() const {
@@ -209,19 +220,17 @@ class Mainloop {
       // Groups that a warp's share of a k tile does not lie in whole change between steps.
       const bool per_step =
           kMinGroup < WarpShape::kK && group_.groups > 1 && 1 << group_.group_shift < WarpShape::kK;
-      bool zeros = group_.b_zero != nullptr;
-      if constexpr (kBf16) {
-        // Integer zero points leave an integer to subtract, see GroupCache.
-        zeros &= group_.b_zero_dtype != DType::kInt8 && group_.b_zero_dtype != DType::kInt32;
-        if constexpr (kWeightScale) zeros |= group_.b_scale_dtype != DType::kBFloat16;
-      }
       if constexpr (kWeightScale) {
-        // Where a group begins only decides which words are read.
-        if (zeros) return run<true, true>(segment, result, a_sum);
+        // Where a group begins only decides which words are read. Integer zero points leave an
+        // integer to subtract, see GroupCache.
+        const bool fractional = group_.b_zero != nullptr && group_.b_zero_dtype != DType::kInt8 &&
+                                group_.b_zero_dtype != DType::kInt32;
+        if (fractional || group_.b_scale_dtype != DType::kBFloat16)
+          return run<true, true>(segment, result, a_sum);
         return run<false, true>(segment, result, a_sum);
       }
-      if constexpr (!kMultiplier) {
-        if (zeros) {
+      if constexpr (kOp == GemmOp::kW4A8Group) {
+        if (group_.b_zero != nullptr) {
           if (per_step) return run<true, true>(segment, result, a_sum);
           return run<true, false>(segment, result, a_sum);
         }
@@ -269,6 +278,12 @@ class Mainloop {
         shared_a_ + stage * TileA::kBytes + (lane_a_ ^ static_cast<uint32_t>(substep * 32));
 #pragma unroll
     for (int i = 0; i < kMTiles; ++i) ldmatrix_x4(a[i], base + i * 16 * TileA::kRowBytes);
+  }
+
+  __device__ __forceinline__ void fetch_a_tile(uint32_t (&a)[4], int stage, int substep,
+                                               int m) const {
+    ldmatrix_x4(a, shared_a_ + stage * TileA::kBytes +
+                       (lane_a_ ^ static_cast<uint32_t>(substep * 32)) + m * 16 * TileA::kRowBytes);
   }
 
   __device__ __forceinline__ void fetch_b(uint32_t (&b)[kBLoads][4], int stage, int step) const {
@@ -336,6 +351,16 @@ class Mainloop {
     else
       mma_s8(d, a, b, c);
   }
+  // d += a * b where `really`
+  __device__ __forceinline__ static void accumulate(Partial (&d)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[2], bool really) {
+    if constexpr (kBf16)
+      accumulate_bf16(d, a, b, really);
+    else if constexpr (kS4)
+      accumulate_s4(d, a, b, really);
+    else
+      accumulate_s8(d, a, b, really);
+  }
 
   // What unpacking needs of a group, for this thread's columns of the B fragments.
   struct UnpackParams {
@@ -343,7 +368,7 @@ class Mainloop {
   };
   template <bool kZeros>
   __device__ __forceinline__ void begin_group(UnpackParams& u, int slot) const {
-    if constexpr (kGroups && !kWeightScale && (kBf16 || kMultiplier || kZeros)) {
+    if constexpr (kMultiplier || (kOp == GemmOp::kW4A8Group && kZeros)) {
       const int column = warp_column() + lane_ / 4;
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
@@ -372,10 +397,10 @@ class Mainloop {
       // A byte q + 8 below the byte 0x43 is the bfloat16 136 + q.
       const uint32_t y = x ^ 0x88888888u;
       const uint32_t v = (half == 0 ? y : y >> 4) & 0x0F0F0F0Fu;
-      constexpr uint32_t kOne = 0x3F803F80u;
       b[0] = __byte_perm(v, 0x43434343u, 0x4140);
       b[1] = __byte_perm(v, 0x43434343u, 0x4342);
       if constexpr (kWeightScale) {
+        constexpr uint32_t kOne = 0x3F803F80u;
         const int column = 2 * (warp_column() + lane_ / 4 + j * 8);
         const uint2 w =
             *reinterpret_cast<const uint2*>(&shared_.groups.array[Groups::kUnpack][slot][column]);
@@ -392,9 +417,6 @@ class Mainloop {
           else
             b[i] = bf16x2_mul(b[i], w.y);
         }
-      } else {
-        b[0] = bf16x2_fma(b[0], kOne, u.c[j]);
-        b[1] = bf16x2_fma(b[1], kOne, u.c[j]);
       }
     }
   }
@@ -411,11 +433,11 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     const Segment& segment, Result& result, int* a_sum) {
   Partial partial[kNTiles][kMTiles][4];
   [[maybe_unused]] float total[kFold ? kNTiles : 1][kFold ? kMTiles : 1][4];
-  uint32_t a[2][kMTiles][4];
+  uint32_t a[kABuffers][kMTiles][4];
   uint32_t b_raw[2][kBLoads][4];
   int own_sum[kSumTiles][2];
   // Every column is the row sum.
-  [[maybe_unused]] float a_sum_of_group[kExactRest ? kMTiles : 1][4];
+  [[maybe_unused]] float a_sum_of_group[kMTiles][4];
 
   constexpr Partial kStart = kOp == GemmOp::kW4A8Group ? Partial(kMagicBits) : Partial(0);
 #pragma unroll
@@ -450,7 +472,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   }();
   if constexpr (kGroups) {
     groups.start(column_begin, segment.k_begin);
-    groups.fetch();
+    groups.fetch_first();
   }
   copy_async_wait<kStages - 2>();
   __syncthreads();
@@ -459,7 +481,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       if (threadIdx.x * 32 < Shape::kN) shared_.groups.bad[threadIdx.x] = 0;
       __syncthreads();
     }
-    groups.commit();
+    groups.commit_first();
     groups.fetch();
     __syncthreads();
     slot = groups.slot(k);
@@ -469,30 +491,27 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   fetch_b(b_raw[0], stage_, 0);
   if (kRowSums) sum_rows(own_sum, stage_, 0);
 
+  // Adds the sums of a group to the totals.
   auto fold = [&] {
     if constexpr (kFold) {
-      const int column = warp_column() + lane_ % 4 * 2;
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
-        const float2 scale = *reinterpret_cast<const float2*>(
-            &shared_.groups.array[Groups::kScale][slot][column + j * 8]);
-        float2 rest;
-        if constexpr (kZeros && kExactRest) {
-          rest = *reinterpret_cast<const float2*>(
-              &shared_.groups.array[Groups::kRest][slot][column + j * 8]);
-        }
+        const int column = warp_column() + lane_ % 4 * 2 + j * 8;
+        const float2 scale =
+            *reinterpret_cast<const float2*>(&shared_.groups.array[Groups::kScale][slot][column]);
+        float2 offset;
+        if constexpr (kBf16)
+          offset =
+              *reinterpret_cast<const float2*>(&shared_.groups.array[Groups::kRest][slot][column]);
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i)
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
             float p;
-            if constexpr (kZeros && kExactRest) {
-              p = fmaf(-(r % 2 ? rest.y : rest.x), a_sum_of_group[i][r], partial[j][i][r]);
-            } else if constexpr (kBf16) {
-              p = partial[j][i][r];
-            } else {
+            if constexpr (kBf16)
+              p = fmaf(-(r % 2 ? offset.y : offset.x), a_sum_of_group[i][r], partial[j][i][r]);
+            else
               p = __int_as_float(partial[j][i][r]) - kMagic;
-            }
             total[j][i][r] = fmaf(p, r % 2 ? scale.y : scale.x, total[j][i][r]);
           }
       }
@@ -500,6 +519,20 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   };
 
   const Partial start[4] = {kStart, kStart, kStart, kStart};
+  // Rows beyond M cost an issue slot, not a product. There are few predicate registers, so high
+  // tiles leave them out by 32. The first rows of a threadblock tile are real.
+  constexpr int kStrip = strip_of(WarpShape::kM) / 16;
+  bool real[kMTiles / kStrip];
+#pragma unroll
+  for (int i = 0; i < kMTiles / kStrip; ++i) {
+    const int row = warp_m_ * WarpShape::kM + i * kStrip * 16;
+    real[i] = (WarpCount::kM == 1 && i == 0) || segment.tile_m * Shape::kM + row < operands_.rows;
+  }
+  // The next tile has landed for every thread, and every warp has read all of this one.
+  const auto land = [] {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();
+  };
   // A period's groups are put in place behind the last but one tile of the period before: slower
   // warps are through with what stood there, and one more barrier comes before they are read.
   [[maybe_unused]] int period = 0, until_groups = 0;
@@ -514,18 +547,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     for (int s = 0; s < kSubsteps; ++s) {
       constexpr int kLast = kSubsteps - 1;
       const int step = s / kHalves;
-      if (s == kLast) {
-        // The next tile has landed for every thread, and every warp has read all of this one.
-        copy_async_wait<kStages - 2>();
-        __syncthreads();
-      }
+      if (s == kLast && !kInPlaceA) land();
       const int fetch_stage = s == kLast ? next_stage : stage_;
       const int next = s == kLast ? 0 : s + 1;
       // Which register buffer a step uses must be a constant: an odd number of steps a tile would
       // swap the buffers from tile to tile, so its last step hands over through buffer 0.
-      fetch_a(a[(s + 1) % 2], fetch_stage, next);
+      if constexpr (!kInPlaceA) fetch_a(a[(s + 1) % 2], fetch_stage, next);
       if (kRowSums && (s < kLast || tile + 1 < tiles)) sum_rows(own_sum, fetch_stage, next);
-      if (s % kHalves == kHalves - 1) {
+      if (s % kHalves == kHalves - 1 && !(kInPlaceA && s == kLast)) {
         fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
       }
       if (s == 0) load_tile(stage_ == 0 ? kStages - 1 : stage_ - 1);
@@ -533,7 +562,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       // Sums start afresh where a group does.
       const bool fresh = kFold && (kPerStep ? s % kHalves == 0 : s == 0);
       uint32_t (&raw)[kBLoads][4] = b_raw[step % 2];
-      uint32_t (&fa)[kMTiles][4] = a[s % 2];
+      uint32_t (&fa)[kMTiles][4] = a[s % kABuffers];
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
         uint32_t b[2];
@@ -543,17 +572,24 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         } else {
           unpack<kZeros>(b, raw[j / 4][j % 4], s % kHalves, params, j, slot);
         }
+        const bool last_j = j == kNTiles - 1;
+        if (kInPlaceA && s == kLast && last_j) {
+          land();
+          fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
+        }
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i) {
-          // Serpentine over m, so that consecutive instructions share a register operand.
-          const int m = j % 2 ? kMTiles - 1 - i : i;
+          // Serpentine over m, so that consecutive instructions share a register operand; but
+          // fragments come in the order in which the next step reads them.
+          const int m = j % 2 && !(kInPlaceA && last_j) ? kMTiles - 1 - i : i;
           if (fresh)
             multiply(partial[j][m], fa[m], b, start);
           else
-            multiply(partial[j][m], fa[m], b, partial[j][m]);
+            accumulate(partial[j][m], fa[m], b, real[m / kStrip]);
+          if (kInPlaceA && last_j) fetch_a_tile(fa[m], fetch_stage, next, m);
         }
       }
-      if constexpr (kZeros && kExactRest) {
+      if constexpr (kFold && kBf16) {
         const uint32_t ones[2] = {0x3F803F80u, 0x3F803F80u};
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i) {
@@ -563,7 +599,8 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
             mma_bf16(a_sum_of_group[i], fa[i], ones, a_sum_of_group[i]);
         }
       }
-      if constexpr (kSubsteps % 2 == 1) {
+      if (kPerStep ? s % kHalves == kHalves - 1 : s == kLast) fold();
+      if constexpr (kSubsteps % 2 == 1 && !kInPlaceA) {
         if (s == kLast) {
 #pragma unroll
           for (int i = 0; i < kMTiles; ++i)
@@ -581,12 +618,10 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       }
       if constexpr (kGroups) {
         if (kPerStep && s % kHalves == kHalves - 1 && s < kLast) {
-          fold();
           slot = groups.slot(k + (step + 1) * 32);
           begin_group<kZeros>(params, slot);
         }
         if (s == kLast) {
-          fold();
           k += Shape::kK;
           slot = groups.slot(k);
           begin_group<kZeros>(params, slot);
@@ -635,8 +670,9 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
+          const int column = warp_column() + j * 8 + lane % 4 * 2 + c;
           const int n =
-              min(column_begin + warp_column() + j * 8 + lane % 4 * 2 + c, operands_.columns - 1);
+              min(column_begin + (kDealt ? dealt_row(column) : column), operands_.columns - 1);
           const int zero = load_int(group_.b_zero, group_.b_zero_dtype,
                                     static_cast<int64_t>(n) * group_.b_zero_stride);
 #pragma unroll
@@ -667,7 +703,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         for (int i = 0; i < kMTiles; ++i) {
 #pragma unroll
           for (int slice = 0; slice < kSlices; ++slice) {
-            const int4 x = exchange[slice][at][warp_k_ * kOwnTiles + j][i][lane_];
+            const int4 x = exchange[slice][at][(warp_k_ * kOwnTiles + j) % kNTiles][i][lane_];
             const ElementC* values = reinterpret_cast<const ElementC*>(&x);
 #pragma unroll
             for (int r = 0; r < 4; ++r)

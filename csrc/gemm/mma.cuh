@@ -7,38 +7,32 @@
 
 namespace qutlass::device {
 
-// D(16x8) = A(16x32 s8, row) * B(32x8 s8, col) + C
-__device__ __forceinline__ void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                       const int (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};\n"
-      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
-        "r"(c[2]), "r"(c[3]));
-}
+// mma_*: D = A * B + C. accumulate_*: D += A * B where `really`, which is the same in all lanes;
+// else nothing, which costs an issue slot instead of a product, and no branch.
+#define QUTLASS_MMA(NAME, SHAPE_AND_TYPES, T, R)                                              \
+  __device__ __forceinline__ void mma_##NAME(T(&d)[4], const uint32_t (&a)[4],                \
+                                             const uint32_t (&b)[2], const T(&c)[4]) {        \
+    asm volatile("mma.sync.aligned." SHAPE_AND_TYPES                                          \
+                 " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};\n"               \
+                 : "=" R(d[0]), "=" R(d[1]), "=" R(d[2]), "=" R(d[3])                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), R(c[0]), \
+                   R(c[1]), R(c[2]), R(c[3]));                                                \
+  }                                                                                           \
+  __device__ __forceinline__ void accumulate_##NAME(T(&d)[4], const uint32_t (&a)[4],         \
+                                                    const uint32_t (&b)[2], bool really) {    \
+    asm volatile(                                                                             \
+        "{.reg .pred p; setp.ne.b32 p, %10, 0;\n"                                             \
+        "@p mma.sync.aligned." SHAPE_AND_TYPES                                                \
+        " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};}\n"                           \
+        : "+" R(d[0]), "+" R(d[1]), "+" R(d[2]), "+" R(d[3])                                  \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),                   \
+          "r"(static_cast<int>(really)));                                                     \
+  }
 
-// D(16x8) = A(16x64 s4, row) * B(64x8 s4, col) + C
-__device__ __forceinline__ void mma_s4(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                       const int (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};\n"
-      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
-        "r"(c[2]), "r"(c[3]));
-}
-
-// D(16x8) = A(16x16 bf16, row) * B(16x8 bf16, col) + C
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
-                                         const uint32_t (&b)[2], const float (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};\n"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
-        "f"(c[2]), "f"(c[3]));
-}
+QUTLASS_MMA(s8, "m16n8k32.row.col.s32.s8.s8.s32", int, "r")         // A 16x32, B 32x8
+QUTLASS_MMA(s4, "m16n8k64.row.col.s32.s4.s4.s32", int, "r")         // A 16x64, B 64x8
+QUTLASS_MMA(bf16, "m16n8k16.row.col.f32.bf16.bf16.f32", float, "f")  // A 16x16, B 16x8
+#undef QUTLASS_MMA
 
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
@@ -71,12 +65,9 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 // x, of which the compiler no longer knows where it came from: what is worked out from it is worked
-// out where it is used, not ahead of a loop that has no registers left to keep it in. On 8.x that
-// keeps 8 bytes of w8a8_128x256x128 out of local memory; elsewhere it has not been needed.
+// out where it is used, not ahead of a loop that has no registers left to keep it in.
 __device__ __forceinline__ int opaque(int x) {
-#if __CUDA_ARCH__ < 900
   asm volatile("" : "+r"(x));
-#endif
   return x;
 }
 

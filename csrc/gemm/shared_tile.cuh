@@ -26,20 +26,29 @@ struct SharedTile {
 // Physical chunk = logical chunk ^ swizzle(row). Any 8 consecutive rows of one logical chunk lie on
 // 8 different bank groups, which is what ldmatrix and cp.async want.
 template <typename Tile>
-__device__ __forceinline__ int swizzle(int row) {
+__host__ __device__ constexpr int swizzle(int row) {
   return (row / Tile::kRowsPerLine) % Tile::kXorRange;
 }
 
-// Copies one operand's tiles from global memory, k tile after k tile.
-template <typename Tile, int kThreads>
+// Where row `row` of a tile of B lies in shared memory when its columns of the output are to be
+// dealt out so that a lane gets eight neighbours: in a warp's result, lane t of a quad has columns
+// 2t and 2t + 1 of every n tile, so n tile j takes columns 8t + 2j and 8t + 2j + 1 of each 32. A
+// permutation of bits, so that it distributes over sums of rows that have no bit in common.
+__host__ __device__ constexpr int dealt_row(int row) {
+  return (row & ~31) | (row & 6) << 2 | (row & 24) >> 2 | (row & 1);
+}
+
+// Copies one operand's tiles from global memory, k tile after k tile. kDealt: see dealt_row().
+template <typename Tile, int kThreads, bool kDealt = false>
 class TileLoader {
   static constexpr int kAccesses = Tile::kRows * Tile::kChunks;
   static constexpr int kIterations = (kAccesses + kThreads - 1) / kThreads;
   static constexpr int kRowStep = kThreads / Tile::kChunks;  // rows from one access to the next
   static_assert(kThreads % Tile::kChunks == 0, "each thread stays in one column of chunks");
-  // Four rows down the XOR moves a chunk by four; by eight rows not at all.
-  static_assert(kRowStep % 8 == 0 || (kRowStep == 4 && Tile::kXorRange == 8 && Tile::kChunks >= 8));
   static_assert(kAccesses < kThreads || kAccesses % kThreads == 0, "whole accesses");
+  static_assert((kRowStep & (kRowStep - 1)) == 0, "a step has no bit in common with a first row");
+
+  __host__ __device__ static constexpr int place(int row) { return kDealt ? dealt_row(row) : row; }
 
   // This thread's first access; cheap to work out again where it is needed.
   __device__ __forceinline__ static int row() {
@@ -56,7 +65,7 @@ class TileLoader {
 
  public:
   __device__ TileLoader()
-      : shared_(row() * Tile::kRowBytes + ((chunk() ^ swizzle<Tile>(row())) * 16)) {}
+      : shared_(place(row()) * Tile::kRowBytes + ((chunk() ^ swizzle<Tile>(place(row()))) * 16)) {}
 
   // base: first row of the tile, rows: how many exist from it on, [k_begin, k_end) in bytes.
   __device__ __forceinline__ void start(const char* base, int64_t ld, int rows, int k_begin,
@@ -73,9 +82,9 @@ class TileLoader {
     for (int i = 0; i < kIterations; ++i) {
       // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
       if (kAccesses >= kThreads || row() < Tile::kRows) {
-        const uint32_t first = kRowStep % 8 != 0 && i % 2 == 1 ? shared_ ^ 64 : shared_;
-        copy_async_16(shared + first + i * kRowStep * Tile::kRowBytes, pointer,
-                      i * kRowStep < rows);
+        const int down = place(i * kRowStep);
+        copy_async_16(shared + (shared_ ^ swizzle<Tile>(down) * 16) + down * Tile::kRowBytes,
+                      pointer, i * kRowStep < rows);
       }
       pointer += kRowStep * ld;
     }

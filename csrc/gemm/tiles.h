@@ -24,19 +24,24 @@ constexpr bool is_folded(GemmOp op, int wm) {
 // The smallest groups that a row of a grouped product takes (where there is more than one). Rows
 // for large groups only are spared the code and the registers for groups that change within a k
 // tile.
-constexpr int min_group_of(int k, int wk) { return wk > 64 ? 128 : k > 128 ? 64 : 32; }
+constexpr int min_group_of(int k, int wm, int wk) {
+  return wk > 64 ? 128 : k > 128 || wm > 64 ? 64 : 32;
+}
 
 // Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
 // go through k so fast that less would not cover the latency of device memory.
-constexpr int period_groups_of(int m, int k, int wk) {
-  const int least = m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wk);
+constexpr int period_groups_of(int m, int k, int wm, int wk) {
+  const int least = wm > 64 ? 2 : m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wm, wk);
   return two_tiles > least ? two_tiles : least;
 }
 
 // Words a group and column that GroupCache keeps.
 constexpr int group_arrays_of(GemmOp op, bool weight_scaled) {
-  return op == GemmOp::kW4A8Multiplier ? 1 : op == GemmOp::kW4A8Group ? 2 : weight_scaled ? 4 : 3;
+  return op == GemmOp::kW4A8Multiplier ? 1 : weight_scaled ? 4 : 2;
 }
+
+// Rows of a warp that are multiplied or left out together: those beyond M are left out.
+constexpr int strip_of(int wm) { return wm > 32 ? 32 : 16; }
 
 constexpr int align_128(int bytes) { return (bytes + 127) / 128 * 128; }
 
@@ -50,7 +55,7 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages
 // Groups of this period of k and the next, four words of padding each; a bit a column.
 constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   if (!is_grouped(op)) return 0;
-  const int slots = 2 * period_groups_of(m, k, wk);
+  const int slots = 2 * period_groups_of(m, k, wm, wk);
   const int arrays = group_arrays_of(op, is_weight_scaled(op, wm));
   return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
