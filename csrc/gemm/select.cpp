@@ -126,7 +126,10 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   if (split_k != kStreamK && rounds > 1) rounds = static_cast<double>(ceil_div(blocks, resident));
 
   const double rate = bf16 ? card.mma_bf16 : p.op == GemmOp::kW4A4 ? card.mma_s4 : card.mma_s8;
-  double limits[] = {mma * rate * warps / 4 * together,                     // tensor units
+  // Rows beyond M are not multiplied.
+  const double real = static_cast<double>(ceil_div(p.M, strip_of(t.warp_m)) * strip_of(t.warp_m)) /
+                      (ceil_div(p.M, t.m) * t.m);
+  double limits[] = {mma * real * rate * warps / 4 * together,              // tensor units
                      instructions * warps / 4 * together / kIssue,          // schedulers
                      instructions * kAlone + kBarrier / (t.stages - 1)};    // one warp's latency
   std::sort(limits, limits + 3);
