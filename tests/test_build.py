@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import check_abi
-import check_resources
+import machine_code
 from qutlass import _library
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -213,12 +213,12 @@ class TestTiles:
         """Named as the resource check expects it, from the row that the library lists."""
         ran = self.generate(tmp_path, CHECKOUT / "csrc" / "gemm" / "tiles.inc")
         assert ran.returncode == 0, ran.stderr
-        rows = check_resources.Table(_library.library_path()).rows()
+        rows = machine_code.Table(_library.library_path()).rows()
         files = {path.stem: path.read_text() for path in (tmp_path / "gemm_tiles").iterdir()}
-        assert set(files) == {check_resources.object_stem(row) for row in rows}
+        assert set(files) == {machine_code.object_stem(row) for row in rows}
         for row in rows:
             numbers = [row[key] for key in ("m", "n", "k", "warp_m", "warp_n", "warp_k", "stages")]
-            text = files[check_resources.object_stem(row)]
+            text = files[machine_code.object_stem(row)]
             op, *rest = re.search(r"QUTLASS_INSTANTIATE\((.*)\)", text)[1].split(", ")
             assert op.lower() == "k" + row["op"].replace("_", "")
             assert [int(number) for number in rest] == numbers

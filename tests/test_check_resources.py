@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import check_resources as cr
+import machine_code as mc
 
 KIB = 1024
 # A kernel that multiplies INT4 and one that a limit of 32 registers makes spill.
@@ -47,18 +48,18 @@ def row(op: str = "w8a8", smem: int = 64 * KIB, threads: int = 128) -> dict:
     return {"name": "a_row", "op": op, "smem_bytes": smem, "threads": threads}
 
 
-def kernel(op: str = "w8a8", arch: int = 86, registers: int = 128, **opcodes: int) -> cr.Kernel:
+def kernel(op: str = "w8a8", arch: int = 86, registers: int = 128, **opcodes: int) -> mc.Kernel:
     instructions = Counter({NATIVE_OPCODE[op]: 64, "FFMA": 3, **opcodes})
-    return cr.Kernel(arch, "k", registers, 0, 0, instructions)
+    return mc.Kernel(arch, "k", registers, 0, 0, instructions)
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[cr.Kernel]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[mc.Kernel]:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on PATH")
     try:
-        cuobjdump = cr.find_tool("cuobjdump")
+        cuobjdump = mc.find_tool("cuobjdump")
     except SystemExit as missing:
         pytest.skip(str(missing))
     folder = tmp_path_factory.mktemp("object")
@@ -66,10 +67,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[cr.Kernel]:
     code = "--generate-code=arch=compute_80,code=[sm_80,sm_86]"
     command = [nvcc, code, "--maxrregcount=32", "-c", "k.cu", "-o", "k.o"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return cr.read_object(folder / "k.o", cuobjdump)
+    return mc.read_object(folder / "k.o", cuobjdump)
 
 
-def test_it_reads_what_the_compiler_wrote(compiled: list[cr.Kernel]) -> None:
+def test_it_reads_what_the_compiler_wrote(compiled: list[mc.Kernel]) -> None:
     assert sorted((k.arch, k.name) for k in compiled) == [
         (80, "products"),
         (80, "spills"),
@@ -89,7 +90,7 @@ def test_it_reads_what_the_compiler_wrote(compiled: list[cr.Kernel]) -> None:
             assert k.count(r"STL\b") > 0
 
 
-def test_a_spill_in_a_real_object_is_a_problem(compiled: list[cr.Kernel]) -> None:
+def test_a_spill_in_a_real_object_is_a_problem(compiled: list[mc.Kernel]) -> None:
     for k in compiled:
         problems = cr.judge(row("w4a4"), k, legal=True).problems
         assert any("spills" in p for p in problems) == (k.name == "spills")
@@ -117,7 +118,7 @@ def test_local_memory_without_an_instruction_is_a_problem() -> None:
 
 
 def test_int4_products_must_be_native() -> None:
-    emulated = cr.Kernel(86, "k", 128, 0, 0, Counter({"IMMA.16832.S8.S8": 64}))
+    emulated = mc.Kernel(86, "k", 128, 0, 0, Counter({"IMMA.16832.S8.S8": 64}))
     [problem] = cr.judge(row("w4a4"), emulated, legal=True).problems
     assert "IMMA" in problem
     emulated.arch = 90  # where there is no such instruction
@@ -167,14 +168,11 @@ def test_blocks_of_a_multiprocessor(
     assert cr.blocks_per_sm(arch, registers, threads, smem) == blocks
 
 
-def test_a_row_without_its_object_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_without_its_object_is_refused(tmp_path: Path) -> None:
     class OneRow:
         def rows(self) -> list[dict]:
             tile = dict.fromkeys(("m", "n", "k", "warp_m", "warp_n", "warp_k", "stages"), 16)
             return [{**row(), **tile}]
 
-    monkeypatch.setattr(cr, "find_tool", lambda name: name)
     with pytest.raises(SystemExit, match="no objects of a_row"):
         cr.check(tmp_path, OneRow())

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from cost_model import parse_layer
 from qutlass.bench.schemes import SCHEMES, Weights, make_tokens, random_matrix
 from qutlass.bench.shapes import LAYERS
 from qutlass.ops import _gemm_legal, _gemm_tiles
@@ -70,13 +71,21 @@ def main() -> None:
     parser.add_argument("json", type=Path, help="JSONL file to write")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--group", type=int, default=128)
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=parse_layer,
+        default=list(LAYERS),
+        metavar="NxK",
+        help="default: those of qutlass.bench.shapes",
+    )
     args = parser.parse_args()
     require_gpu()
     torch.manual_seed(0)
     multiprocessors = torch.cuda.get_device_properties().multi_processor_count
     stream = torch.cuda.Stream()
     with args.json.open("w", encoding="utf-8") as file:
-        for n, k in LAYERS:
+        for n, k in args.layers:
             weights = Weights(n, k, args.group, False, "cuda")
             for m in TOKENS:
                 point = {"m": m, "n": n, "k": k}

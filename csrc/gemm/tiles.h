@@ -14,6 +14,9 @@ constexpr bool is_grouped(GemmOp op) {
   return op == GemmOp::kW4A8Group || op == GemmOp::kW4A8Multiplier || op == GemmOp::kW4A16;
 }
 
+// Rows of a warp tile that are multiplied or left out together: those of an mma, or of two.
+constexpr int strip_of(int wm) { return wm > 32 ? 32 : 16; }
+
 // kW4A16: whether scales multiply the weights, or the sums of each group (see Mainloop).
 constexpr bool is_weight_scaled(GemmOp op, int wm) { return op == GemmOp::kW4A16 && wm > 32; }
 // Whether sums of groups are folded into float32 totals, which take as many registers again.

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/cost_model.py is the model of csrc/gemm/select.cpp, and what its tools do with it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import cost_model
+import fit_selection
+import project_cards
+import qutlass
+from qutlass.bench.schemes import SCHEMES
+from qutlass.tuned import table_rows
+
+TOKENS = (1, 16, 40, 64, 100, 257, 1000, 4096)
+SHAPES = ((4096, 4096), (57344, 8192), (520, 14336))
+MEASURED = {(4096, 4096): 1.0, (8192, 8192): 2.0}  # layer: regret that its times are made to have
+
+
+@pytest.mark.parametrize("sm", [80, 86, 90])
+def test_it_chooses_as_the_library_does(sm: int) -> None:
+    card, values = cost_model.find_card(sm), cost_model.constants()
+    others = []
+    for scheme, m, (n, k) in itertools.product(SCHEMES.values(), TOKENS, SHAPES):
+        # Small groups leave some rows out, and move where splits may cut.
+        for group in {scheme.group_of(128), scheme.group_of(32)}:
+            multiplier = scheme.scales == "multiplier"
+            answer = qutlass.explain(scheme.op, m, n, k, group, multiplier=multiplier, sm=sm)
+            problem = cost_model.Problem(scheme.name, m, n, k, group or k)
+            tile, split, us = cost_model.select(problem, card, values)
+            assert us > 0
+            if (tile["name"], split) != (answer["tile"], answer["split_k"]):
+                others.append((problem, tile["name"], split, answer["tile"], answer["split_k"]))
+    assert not others
+
+
+def test_cards_are_those_of_the_library() -> None:
+    for sm in (80, 86, 89, 90):
+        answer = qutlass.explain("matmul_int8_bf16_tn", 16, 4096, 4096, sm=sm)
+        assert cost_model.find_card(sm).sm_count == answer["sm_count"]
+    # 16 cycles for 8192 operations of each of 4 schedulers, at the clock the model assumes.
+    card = cost_model.find_card(86)
+    assert 8192 / card.cycles["s8"] * 4 * 82 * card.clock == pytest.approx(284e6, rel=0.03)
+    with pytest.raises(ValueError, match="sm_75"):
+        cost_model.find_card(75)
+
+
+@pytest.mark.parametrize("text", ["4096", "4096x", "4096x0", "4096,4096", "ax1"])
+def test_layers_of_a_command_line(text: str) -> None:
+    assert cost_model.parse_layer("6144x4096") == (6144, 4096)
+    with pytest.raises(argparse.ArgumentTypeError, match="NxK"):
+        cost_model.parse_layer(text)
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> Path:
+    """Times as of time_rows.py: each layer's choice is so many times slower than the best row."""
+    card = cost_model.find_card(90, bandwidth=0)
+    # Where a search that holds layers out starts.
+    values = {name: 2.0 ** round(math.log2(v)) for name, v in cost_model.constants().items()}
+    lines = [{"op": "bf16", "m": 16, "n": 4096, "k": 4096, "us": 9.0}]
+    for (n, k), regret in MEASURED.items():
+        tiles = [row for row in table_rows() if row["op"] == "w8a8"][:3]
+        points = [cost_model.Point(16, n, k, tile, 1, card) for tile in tiles]
+        estimates = [point.estimate(values) for point in points]
+        chosen = estimates.index(min(estimates))
+        lines += [
+            {"op": "w8a8", "m": 16, "n": n, "k": k, "row": tile["name"], "s": 1, "us": us}
+            for i, tile in enumerate(tiles)
+            for us in [100.0 * regret if i == chosen else 100.0]
+        ]
+    lines.append({**lines[-1], "row": "w8a8_no_such_row"})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_layers_held_out(times: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit_selection.main([str(times), "--seconds", "0", "--held-out", "8192x8192"])
+    printed = capsys.readouterr().out
+    assert "1 times are of rows that the table has no longer" in printed
+    assert "1 problems: regret 1.000 geometric mean, 1.000 worst" in printed
+    assert "1 problems out of sample: regret 2.000 geometric mean, 2.000 worst" in printed
+
+
+def test_a_layer_that_was_not_timed_cannot_be_held_out(
+    times: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        fit_selection.main([str(times), "--seconds", "0", "--held-out", "512x512"])
+    assert "has no layer 512x512" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        fit_selection.main([str(times), "--held-out", "4096x4096", "8192x8192"])
+    assert "nothing is left to fit" in capsys.readouterr().err
+
+
+class TestProjection:
+    @pytest.fixture(autouse=True)
+    def little(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(project_cards, "TOKENS", (1, 4096))
+
+    def test_ideal_bf16(self) -> None:
+        """A large product takes its operations, a decode its bytes."""
+        rtx_3090 = project_cards.CARDS[0]
+        assert rtx_3090.ideal_bf16(4096, 4096, 4096) == pytest.approx(2 * 4096**3 / 71e12 * 1e6)
+        weight = 4096 * 14336 * 2
+        assert rtx_3090.ideal_bf16(1, 4096, 14336) == pytest.approx(
+            (weight + 4096 * 2 + 14336 * 2) / 936e9 * 1e6
+        )
+
+    def test_a_data_sheet_is_a_card(self) -> None:
+        for sheet in project_cards.CARDS:
+            card = sheet.card()
+            assert (card.sm, card.sm_count, card.bandwidth) == (
+                sheet.sm,
+                sheet.sm_count,
+                sheet.bandwidth * 1e3,
+            )
+            # Instructions of all schedulers at these cycles make the rates; clocks are sensible.
+            for name, rate in (("s8", sheet.int8), ("s4", sheet.int4), ("bf16", sheet.bf16)):
+                operations = project_cards.OPERATIONS[name] * 4 * sheet.sm_count
+                made = operations / card.cycles[name] * card.clock * 1e-6
+                assert made == pytest.approx(rate)
+            assert 1300 < card.clock < 1900
+        # A GeForce sums bfloat16 in float32 at half the rate of its siblings.
+        bf16 = [sheet.card().cycles["bf16"] for sheet in project_cards.CARDS]
+        assert bf16 == pytest.approx([32, 16, 16, 8], rel=0.01)
+
+    def test_one_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """TOPS and speed-up are of the same time, and none is above what the card can do."""
+        monkeypatch.setattr(project_cards, "LAYERS", ((4096, 4096),))
+        for sheet in project_cards.CARDS:
+            rates = {"int8": sheet.int8, "int4": sheet.int4, "bf16": sheet.bf16}
+            found = list(project_cards.project(sheet, cost_model.constants()))
+            assert {(p.scheme, p.m) for p in found} == set(itertools.product(SCHEMES, (1, 4096)))
+            for p in found:
+                us = 2e-6 * p.m * 4096 * 4096 / p.tops
+                ideal = sheet.ideal_bf16(p.m, 4096, 4096)
+                assert p.speedup_over_ideal_bf16 == pytest.approx(ideal / us)
+                assert 0 < p.tops < rates[SCHEMES[p.scheme].instruction]
+
+    def test_it_says_what_it_is(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(project_cards, "LAYERS", ((4096, 4096), (8192, 8192)))
+        path = tmp_path / "projection.jsonl"
+        project_cards.main(["--json", str(path)])
+        plain = capsys.readouterr().out
+        project_cards.main(["--markdown"])
+        page = capsys.readouterr().out
+        for printed in (plain, page):
+            assert printed.startswith("PROJECTED")
+            assert printed.count("PROJECTED: ") == len(project_cards.CARDS)
+            assert "not measured" in printed
+        assert page.count("| --- |") == len(project_cards.CARDS) + 1
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        projections = [r for r in records if r.get("projected")]
+        assert len(projections) == len(project_cards.CARDS) * len(SCHEMES) * 2
+        errors = [r for r in records if "median" in r]
+        assert len(projections) + len(errors) == len(records)
+        assert [e["scheme"] for e in errors] == list(SCHEMES)
+        for error in errors:
+            assert 0.3 < error["p10"] <= error["median"] <= error["p90"] < 3
+            assert error["problems"] > 10
+
+    def test_error_of_the_model(self, times: Path) -> None:
+        values = cost_model.constants()
+        [error], gone = project_cards.errors_of(times, values)
+        problems, _ = cost_model.read_times(times, cost_model.find_card(90, bandwidth=0))
+        chosen = [cost_model.chosen_of(points, values)[0] for points in problems.values()]
+        ratios = sorted(timed.point.estimate(values) / timed.us for timed in chosen)
+        assert (error.scheme, error.problems, gone) == ("w8a8", 2, 1)
+        assert error.median == pytest.approx(sum(ratios) / 2)
+        assert ratios[0] < error.p10 < error.median < error.p90 < ratios[1]
