@@ -137,7 +137,8 @@ class Point:
         m_tiles, n_tiles = tile["warp_m"] // 16, tile["warp_n"] // 8
         self.mma = steps * m_tiles * n_tiles
         strip = strip_of(tile["warp_m"])
-        self.real = math.ceil(M / strip) * strip / (math.ceil(M / tile["m"]) * tile["m"])
+        strips = math.ceil(M / strip) * strip
+        self.real = strips / (math.ceil(M / tile["m"]) * tile["m"]) if card.sm >= 90 else 1.0
         self.fragments, self.unpacking = steps * n_tiles, UNPACKING.get(op, "kUnpackNone")
         self.loads = 2.0 * steps * m_tiles + (1.6 * 4 * m_tiles * n_tiles if fold else 0)
         self.cycles = card.cycles[INSTRUCTION.get(op, "s8")]
@@ -146,10 +147,28 @@ class Point:
         self.once = M * K * a + N * K * b + 2.0 * M * N
         self.through_l2 = self.tiles * self.k_tiles * tile["k"] * (tile["m"] * a + tile["n"] * b)
 
+    def _k_tile(self, side: int, c: Mapping[str, float]) -> float:
+        """Cycles of a k tile with so many blocks side by side."""
+        instructions = self.mma + self.fragments * c[self.unpacking] + self.loads + c["kLoop"]
+        rate = c[self.cycles] if isinstance(self.cycles, str) else self.cycles
+        limits = sorted(
+            (
+                self.mma * self.real * rate * self.warps / 4 * side,
+                instructions * self.warps / 4 * side / c["kIssue"],
+                instructions * c["kAlone"] + c["kBarrier"] / (self.stages - 1),
+            )
+        )
+        return (limits[2] ** 4 + (0.5 * limits[1]) ** 4) ** 0.25
+
+    def _tail(self, side: int, c: Mapping[str, float]) -> float:
+        """Cycles of an epilogue."""
+        return c["kEpilogue"] + self.results * c["kEpilogueResult"] * max(
+            1.0, side * self.warps / 8
+        )
+
     def estimate(self, c: Mapping[str, float]) -> float:
         """Microseconds."""
         sm_count, clock = self.card.sm_count, self.card.clock
-        instructions = self.mma + self.fragments * c[self.unpacking] + self.loads + c["kLoop"]
         segments, parts = 1.0, float(self.s)
         if self.s != 0:
             blocks = self.tiles * self.s
@@ -166,23 +185,14 @@ class Point:
             segments, parts = self.tiles / self.resident + 1, 2.0
         busiest = math.ceil(blocks / sm_count)
         together = min(busiest, self.resident // sm_count)
-        rounds = busiest / together
-        if self.s != 0 and rounds > 1:
-            rounds = math.ceil(blocks / self.resident)
-        rate = c[self.cycles] if isinstance(self.cycles, str) else self.cycles
-        limits = sorted(
-            (
-                self.mma * self.real * rate * self.warps / 4 * together,
-                instructions * self.warps / 4 * together / c["kIssue"],
-                instructions * c["kAlone"] + c["kBarrier"] / (self.stages - 1),
-            )
-        )
-        k_tile = (limits[2] ** 4 + (0.5 * limits[1]) ** 4) ** 0.25
-        epilogue = c["kEpilogue"] + self.results * c["kEpilogueResult"] * max(
-            1.0, together * self.warps / 8
-        )
-        cycles = c["kPrologue"] + block_tiles * k_tile * rounds
-        cycles += epilogue * (rounds if self.s != 0 else segments)
+        rounds, left = divmod(busiest, together)
+        cycles = c["kPrologue"]
+        if self.s == 0:
+            cycles += block_tiles * self._k_tile(together, c) + segments * self._tail(together, c)
+        else:
+            cycles += rounds * (block_tiles * self._k_tile(together, c) + self._tail(together, c))
+            if left > 0:
+                cycles += block_tiles * self._k_tile(left, c) + self._tail(left, c)
         if parts > 1:
             cycles += c["kSplit"] + (parts - 1) * self.tile_results * 4 / 128 * c["kSplitPart"]
         work = cycles / clock

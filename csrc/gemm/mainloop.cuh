@@ -104,7 +104,8 @@ class Mainloop {
   static constexpr int kMinGroup = min_group_of(Shape::kK, WarpShape::kM, WarpShape::kK);
   using Groups =
       GroupCache<kOp, kWeightScale, kDealt, Shape::kN, Shape::kK, kMinGroup,
-                 period_groups_of(Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK), kThreads>;
+                 period_groups_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK),
+                 kThreads>;
 
   struct Stages {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
@@ -519,8 +520,8 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   };
 
   const Partial start[4] = {kStart, kStart, kStart, kStart};
-  // Rows beyond M cost an issue slot, not a product. There are few predicate registers, so high
-  // tiles leave them out by 32. The first rows of a threadblock tile are real.
+  // Rows beyond M cost an issue slot, not a product (9.0). There are few predicate registers, so
+  // high tiles leave them out by 32. The first rows of a threadblock tile are real.
   constexpr int kStrip = strip_of(WarpShape::kM) / 16;
   bool real[kMTiles / kStrip];
 #pragma unroll
@@ -541,7 +542,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     until_groups = period - 1;
   }
 #pragma unroll 1
-  for (int tile = 0; tile < tiles; ++tile) {
+  for (int left = tiles; left > 0; --left) {
     const int next_stage = stage_ + 1 == kStages ? 0 : stage_ + 1;
 #pragma unroll
     for (int s = 0; s < kSubsteps; ++s) {
@@ -553,7 +554,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       // Which register buffer a step uses must be a constant: an odd number of steps a tile would
       // swap the buffers from tile to tile, so its last step hands over through buffer 0.
       if constexpr (!kInPlaceA) fetch_a(a[(s + 1) % 2], fetch_stage, next);
-      if (kRowSums && (s < kLast || tile + 1 < tiles)) sum_rows(own_sum, fetch_stage, next);
+      if (kRowSums && (s < kLast || left > 1)) sum_rows(own_sum, fetch_stage, next);
       if (s % kHalves == kHalves - 1 && !(kInPlaceA && s == kLast)) {
         fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
       }
@@ -573,6 +574,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           unpack<kZeros>(b, raw[j / 4][j % 4], s % kHalves, params, j, slot);
         }
         const bool last_j = j == kNTiles - 1;
+        if constexpr (kGroups && !kFold) {
+          // What the next group needs is fetched while the last products of this one run.
+          if (last_j && s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
+            if (s == kLast) k += Shape::kK;
+            slot = groups.slot(s == kLast ? k : k + (step + 1) * 32);
+            begin_group<kZeros>(params, slot);
+          }
+        }
         if (kInPlaceA && s == kLast && last_j) {
           land();
           fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
@@ -599,7 +608,6 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
             mma_bf16(a_sum_of_group[i], fa[i], ones, a_sum_of_group[i]);
         }
       }
-      if (kPerStep ? s % kHalves == kHalves - 1 : s == kLast) fold();
       if constexpr (kSubsteps % 2 == 1 && !kInPlaceA) {
         if (s == kLast) {
 #pragma unroll
@@ -616,23 +624,20 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
             for (int r = 0; r < 4; ++r) b_raw[0][j][r] = b_raw[1][j][r];
         }
       }
-      if constexpr (kGroups) {
-        if (kPerStep && s % kHalves == kHalves - 1 && s < kLast) {
-          slot = groups.slot(k + (step + 1) * 32);
-          begin_group<kZeros>(params, slot);
-        }
-        if (s == kLast) {
-          k += Shape::kK;
-          slot = groups.slot(k);
+      if constexpr (kFold) {
+        if (s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
+          fold();
+          if (s == kLast) k += Shape::kK;
+          slot = groups.slot(s == kLast ? k : k + (step + 1) * 32);
           begin_group<kZeros>(params, slot);
         }
       }
     }
     stage_ = next_stage;
     // What happens now and then stands here, where it leaves the steps one block of instructions.
-    if (kRunsOn && load_left_ <= 0) open_next();
+    if (kRunsOn && __builtin_expect(load_left_ <= 0, 0)) open_next();
     if constexpr (kGroups) {
-      if (--until_groups == 0) {
+      if (__builtin_expect(--until_groups == 0, 0)) {
         groups.commit();
         groups.fetch();
         until_groups = period;

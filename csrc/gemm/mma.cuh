@@ -8,7 +8,13 @@
 namespace qutlass::device {
 
 // mma_*: D = A * B + C. accumulate_*: D += A * B where `really`, which is the same in all lanes;
-// else nothing, which costs an issue slot instead of a product, and no branch.
+// else nothing, which costs an issue slot instead of a product, and no branch. On 8.x it is always
+// done: there the compiler puts a WARPSYNC in front of each mma that has a predicate.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define QUTLASS_REALLY ""
+#else
+#define QUTLASS_REALLY "@p "
+#endif
 #define QUTLASS_MMA(NAME, SHAPE_AND_TYPES, T, R)                                              \
   __device__ __forceinline__ void mma_##NAME(T(&d)[4], const uint32_t (&a)[4],                \
                                              const uint32_t (&b)[2], const T(&c)[4]) {        \
@@ -20,19 +26,19 @@ namespace qutlass::device {
   }                                                                                           \
   __device__ __forceinline__ void accumulate_##NAME(T(&d)[4], const uint32_t (&a)[4],         \
                                                     const uint32_t (&b)[2], bool really) {    \
-    asm volatile(                                                                             \
-        "{.reg .pred p; setp.ne.b32 p, %10, 0;\n"                                             \
-        "@p mma.sync.aligned." SHAPE_AND_TYPES                                                \
-        " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};}\n"                           \
-        : "+" R(d[0]), "+" R(d[1]), "+" R(d[2]), "+" R(d[3])                                  \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),                   \
-          "r"(static_cast<int>(really)));                                                     \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %10, 0;\n" QUTLASS_REALLY                     \
+                 "mma.sync.aligned." SHAPE_AND_TYPES                                          \
+                 " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};}\n"                  \
+                 : "+" R(d[0]), "+" R(d[1]), "+" R(d[2]), "+" R(d[3])                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),          \
+                   "r"(static_cast<int>(really)));                                            \
   }
 
 QUTLASS_MMA(s8, "m16n8k32.row.col.s32.s8.s8.s32", int, "r")         // A 16x32, B 32x8
 QUTLASS_MMA(s4, "m16n8k64.row.col.s32.s4.s4.s32", int, "r")         // A 16x64, B 64x8
 QUTLASS_MMA(bf16, "m16n8k16.row.col.f32.bf16.bf16.f32", float, "f")  // A 16x16, B 16x8
 #undef QUTLASS_MMA
+#undef QUTLASS_REALLY
 
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"

@@ -4,9 +4,10 @@
 // latency of a warp that runs alone - beside the bytes that have to come from memory and from L2.
 // It only has to rank.
 //
-// The constants below were fitted by tools/fit_selection.py to 9360 times of all rows and
-// schedules, M from 1 to 4096, on an H100 (bench/results/nvidia-h100-80gb-hbm3/rows.jsonl):
-// regret 1.026 in the geometric mean over 420 problems, 1.30 worst. What a card is - tensor rate,
+// The constants below were fitted by tools/fit_selection.py to times of all rows and schedules, M
+// from 1 to 4096, on an H100 (bench/results/nvidia-h100-80gb-hbm3/rows.jsonl): regret 1.019 in the
+// geometric mean over 420 problems, 1.43 worst (emulated W4A4; 1.19 without it); on five other
+// layers 1.018 and 1.37. What a card is - tensor rate,
 // bandwidth, multiprocessors, shared memory - stands apart from them, so that other cards are
 // extrapolated.
 #include <algorithm>
@@ -21,19 +22,19 @@ namespace qutlass {
 namespace {
 
 // Cycles unless said otherwise.
-constexpr double kSm90S8 = 2.9, kSm90Bf16 = 0.71, kSm90S4 = 328.0;  // a tensor instruction
-constexpr double kUnpackNone = 1.31, kUnpackW4A8 = 2.55, kUnpackGroup = 14.6;
-constexpr double kUnpackMultiplier = 16.4, kUnpackW4A16 = 16.2;
-constexpr double kLoop = 92.2;             // instructions of a warp a k tile besides
-constexpr double kAlone = 1.56;            // an instruction of a warp that nothing else hides
-constexpr double kIssue = 0.973;            // instructions a cycle and scheduler
-constexpr double kBarrier = 23.6;          // a k tile's wait, shared by the stages in flight
-constexpr double kPrologue = 3560.0;
-constexpr double kEpilogue = 969.0, kEpilogueResult = 234.0;  // a tile; a result of a thread
-constexpr double kSplit = 4320.0, kSplitPart = 1.08;  // a shared tile; 32 results of a part
-constexpr double kOverlap = 0.296;          // how much of the lesser of work and memory shows
-constexpr double kMemoryShare = 0.807;      // of the pin rate
-constexpr double kL2BytesPerCycle = 29.9;    // a multiprocessor
+constexpr double kSm90S8 = 4.88, kSm90Bf16 = 0.694, kSm90S4 = 343.0;  // a tensor instruction
+constexpr double kUnpackNone = 1.52, kUnpackW4A8 = 4.82, kUnpackGroup = 9.91;
+constexpr double kUnpackMultiplier = 18.2, kUnpackW4A16 = 17.3;
+constexpr double kLoop = 97.6;             // instructions of a warp a k tile besides
+constexpr double kAlone = 1.39;            // an instruction of a warp that nothing else hides
+constexpr double kIssue = 0.969;            // instructions a cycle and scheduler
+constexpr double kBarrier = 16.2;          // a k tile's wait, shared by the stages in flight
+constexpr double kPrologue = 4460.0;
+constexpr double kEpilogue = 992.0, kEpilogueResult = 170.0;  // a tile; a result of a thread
+constexpr double kSplit = 5190.0, kSplitPart = 1.17;  // a shared tile; 32 results of a part
+constexpr double kOverlap = 0.276;          // how much of the lesser of work and memory shows
+constexpr double kMemoryShare = 0.778;      // of the pin rate
+constexpr double kL2BytesPerCycle = 30.6;    // a multiprocessor
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -120,26 +121,35 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
     segments = static_cast<double>(tiles) / resident + 1;
     parts = 2;
   }
+  // The busiest multiprocessor runs its blocks so many at a time, and then those that are left.
   const int64_t per_sm = ceil_div(blocks, d.sm_count);
-  const double together = static_cast<double>(std::min<int64_t>(per_sm, resident / d.sm_count));
-  double rounds = per_sm / together;
-  if (split_k != kStreamK && rounds > 1) rounds = static_cast<double>(ceil_div(blocks, resident));
+  const int64_t together = std::min(per_sm, resident / d.sm_count);
+  const int64_t rounds = per_sm / together, left = per_sm % together;
 
   const double rate = bf16 ? card.mma_bf16 : p.op == GemmOp::kW4A4 ? card.mma_s4 : card.mma_s8;
-  // Rows beyond M are not multiplied.
-  const double real = static_cast<double>(ceil_div(p.M, strip_of(t.warp_m)) * strip_of(t.warp_m)) /
-                      (ceil_div(p.M, t.m) * t.m);
-  double limits[] = {mma * real * rate * warps / 4 * together,              // tensor units
-                     instructions * warps / 4 * together / kIssue,          // schedulers
-                     instructions * kAlone + kBarrier / (t.stages - 1)};    // one warp's latency
-  std::sort(limits, limits + 3);
-  const double k_tile = std::pow(std::pow(limits[2], 4) + std::pow(0.5 * limits[1], 4), 0.25);
+  // From 9.0 on rows beyond M are not multiplied.
+  const double strips = static_cast<double>(ceil_div(p.M, strip_of(t.warp_m)) * strip_of(t.warp_m));
+  const double real = d.sm >= 90 ? strips / (ceil_div(p.M, t.m) * t.m) : 1;
   const double results = t.warp_m * t.warp_n / 32.0 / (t.k / t.warp_k);
-  const double epilogue =
-      kEpilogue + results * kEpilogueResult * std::max(1.0, together * warps / 8);
-  double time = (kPrologue + block_tiles * k_tile * rounds +
-                 epilogue * (split_k != kStreamK ? rounds : segments)) /
-                card.clock;
+  // Of so many blocks side by side.
+  const auto k_tile = [&](double side) {
+    double limits[] = {mma * real * rate * warps / 4 * side,                   // tensor units
+                       instructions * warps / 4 * side / kIssue,               // schedulers
+                       instructions * kAlone + kBarrier / (t.stages - 1)};  // one warp's latency
+    std::sort(limits, limits + 3);
+    return std::pow(std::pow(limits[2], 4) + std::pow(0.5 * limits[1], 4), 0.25);
+  };
+  const auto epilogue = [&](double side) {
+    return kEpilogue + results * kEpilogueResult * std::max(1.0, side * warps / 8);
+  };
+  double cycles = kPrologue;
+  if (split_k == kStreamK) {
+    cycles += block_tiles * k_tile(together) + segments * epilogue(together);
+  } else {
+    cycles += rounds * (block_tiles * k_tile(together) + epilogue(together));
+    if (left > 0) cycles += block_tiles * k_tile(left) + epilogue(left);
+  }
+  double time = cycles / card.clock;
   if (parts > 1) time += (kSplit + (parts - 1) * t.m * t.n * 4 / 128.0 * kSplitPart) / card.clock;
 
   const double once = p.M * p.K * a_bytes + p.N * p.K * b_bytes + 2.0 * p.M * p.N;

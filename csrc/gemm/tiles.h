@@ -14,9 +14,6 @@ constexpr bool is_grouped(GemmOp op) {
   return op == GemmOp::kW4A8Group || op == GemmOp::kW4A8Multiplier || op == GemmOp::kW4A16;
 }
 
-// Rows of a warp tile that are multiplied or left out together: those of an mma, or of two.
-constexpr int strip_of(int wm) { return wm > 32 ? 32 : 16; }
-
 // kW4A16: whether scales multiply the weights, or the sums of each group (see Mainloop).
 constexpr bool is_weight_scaled(GemmOp op, int wm) { return op == GemmOp::kW4A16 && wm > 32; }
 // Whether sums of groups are folded into float32 totals, which take as many registers again.
@@ -32,9 +29,11 @@ constexpr int min_group_of(int k, int wm, int wk) {
 }
 
 // Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
-// go through k so fast that less would not cover the latency of device memory.
-constexpr int period_groups_of(int m, int k, int wm, int wk) {
-  const int least = wm > 64 ? 2 : m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wm, wk);
+// go through k so fast that less would not cover the latency of device memory; the highest have no
+// registers for more.
+constexpr int period_groups_of(GemmOp op, int m, int k, int wm, int wk) {
+  const bool few = wm > 64 && op == GemmOp::kW4A16;
+  const int least = few ? 2 : m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wm, wk);
   return two_tiles > least ? two_tiles : least;
 }
 
@@ -43,7 +42,7 @@ constexpr int group_arrays_of(GemmOp op, bool weight_scaled) {
   return op == GemmOp::kW4A8Multiplier ? 1 : weight_scaled ? 4 : 2;
 }
 
-// Rows of a warp that are multiplied or left out together: those beyond M are left out.
+// Rows of a warp that are multiplied or left out together; those beyond M are left out on 9.0.
 constexpr int strip_of(int wm) { return wm > 32 ? 32 : 16; }
 
 constexpr int align_128(int bytes) { return (bytes + 127) / 128 * 128; }
@@ -58,7 +57,7 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages
 // Groups of this period of k and the next, four words of padding each; a bit a column.
 constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   if (!is_grouped(op)) return 0;
-  const int slots = 2 * period_groups_of(m, k, wm, wk);
+  const int slots = 2 * period_groups_of(op, m, k, wm, wk);
   const int arrays = group_arrays_of(op, is_weight_scaled(op, wm));
   return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
