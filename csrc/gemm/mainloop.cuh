@@ -104,8 +104,7 @@ class Mainloop {
   static constexpr int kMinGroup = min_group_of(Shape::kK, WarpShape::kM, WarpShape::kK);
   using Groups =
       GroupCache<kOp, kWeightScale, kDealt, Shape::kN, Shape::kK, kMinGroup,
-                 period_groups_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK),
-                 kThreads>;
+                 period_groups_of(Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK), kThreads>;
 
   struct Stages {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
@@ -574,17 +573,18 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           unpack<kZeros>(b, raw[j / 4][j % 4], s % kHalves, params, j, slot);
         }
         const bool last_j = j == kNTiles - 1;
+        if (kInPlaceA && s == kLast && last_j) {
+          land();
+          fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
+        }
         if constexpr (kGroups && !kFold) {
-          // What the next group needs is fetched while the last products of this one run.
+          // What the next group needs is fetched while the last products of this one run, behind
+          // the barrier that those who put it in place have passed.
           if (last_j && s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
             if (s == kLast) k += Shape::kK;
             slot = groups.slot(s == kLast ? k : k + (step + 1) * 32);
             begin_group<kZeros>(params, slot);
           }
-        }
-        if (kInPlaceA && s == kLast && last_j) {
-          land();
-          fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
         }
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i) {

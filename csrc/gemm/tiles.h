@@ -31,9 +31,8 @@ constexpr int min_group_of(int k, int wm, int wk) {
 // Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
 // go through k so fast that less would not cover the latency of device memory; the highest have no
 // registers for more.
-constexpr int period_groups_of(GemmOp op, int m, int k, int wm, int wk) {
-  const bool few = wm > 64 && op == GemmOp::kW4A16;
-  const int least = few ? 2 : m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wm, wk);
+constexpr int period_groups_of(int m, int k, int wm, int wk) {
+  const int least = wm > 64 ? 2 : m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wm, wk);
   return two_tiles > least ? two_tiles : least;
 }
 
@@ -57,7 +56,7 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages
 // Groups of this period of k and the next, four words of padding each; a bit a column.
 constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   if (!is_grouped(op)) return 0;
-  const int slots = 2 * period_groups_of(op, m, k, wm, wk);
+  const int slots = 2 * period_groups_of(m, k, wm, wk);
   const int arrays = group_arrays_of(op, is_weight_scaled(op, wm));
   return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
