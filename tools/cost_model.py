@@ -100,9 +100,14 @@ def is_folded(op: str, warp_m: int) -> bool:
     return op == "w4a8_group" or (op == "w4a16" and warp_m <= 32)
 
 
+def is_staged(op: str, m: int, warp_m: int) -> bool:
+    """As in tiles.h."""
+    return op == "w4a16" and m > warp_m
+
+
 def strip_of(warp_m: int) -> int:
     """As in tiles.h."""
-    return 32 if warp_m > 32 else 16
+    return 32 if warp_m > 32 and warp_m % 32 == 0 else 16
 
 
 def blocks_per_sm(tile: Mapping[str, Any], card: Card) -> int:
@@ -139,7 +144,9 @@ class Point:
         strip = strip_of(tile["warp_m"])
         strips = math.ceil(M / strip) * strip
         self.real = strips / (math.ceil(M / tile["m"]) * tile["m"]) if card.sm >= 90 else 1.0
-        self.fragments, self.unpacking = steps * n_tiles, UNPACKING.get(op, "kUnpackNone")
+        sharers = tile["m"] // tile["warp_m"] if is_staged(op, tile["m"], tile["warp_m"]) else 1
+        self.fragments = steps * n_tiles / sharers
+        self.unpacking = UNPACKING.get(op, "kUnpackNone")
         self.loads = 2.0 * steps * m_tiles + (1.6 * 4 * m_tiles * n_tiles if fold else 0)
         self.cycles = card.cycles[INSTRUCTION.get(op, "s8")]
         self.results = tile["warp_m"] * tile["warp_n"] / 32 / (tile["k"] // tile["warp_k"])

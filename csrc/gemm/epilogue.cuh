@@ -26,15 +26,24 @@
 namespace qutlass::threadblock {
 
 // The vectors one output tile needs, in shared memory.
-template <int M, int N, typename Term_>
-struct TileVectors {
+// kSums: with row sums of a, collected by the mainloop where b has zero points.
+template <int M, bool kSums>
+struct RowSums {
+  alignas(16) int sums[M];  // Σ_k a
+  __device__ int* a_sum() { return sums; }
+};
+template <int M>
+struct RowSums<M, false> {
+  __device__ int* a_sum() { return nullptr; }
+};
+template <int M, int N, typename Term_, bool kSums>
+struct TileVectors : RowSums<M, kSums> {
   using Term = Term_;              // as the accumulators
   alignas(16) float b_scale[N];
   alignas(16) Term column_term[N];  // Σ_k (b - b_zero), scaled where the accumulators are
   alignas(16) float bias[N];
   alignas(16) float a_scale[M];
   alignas(16) int a_zero[M];
-  alignas(16) int a_sum[M];        // Σ_k a, collected by the mainloop where b has zero points
 };
 
 struct EpilogueParams {
@@ -95,6 +104,8 @@ struct DequantizeNode : NodeBase {
 
   struct Callbacks : cutlass::epilogue::threadblock::detail::EmptyCallbacks {
     using Term = typename Vectors::Term;
+    // What has a scale of a may have a zero point of a.
+    static constexpr bool kZero = Steps::kGeneral && Steps::kAScale;
     const Vectors* v;
     int row0, column0;
     // Of the pack's columns, and of the row.
@@ -123,7 +134,7 @@ struct DequantizeNode : NodeBase {
     }
     __device__ __forceinline__ void begin_row(int row) {
       if constexpr (Steps::kAScale) a_scale = v->a_scale[row0 + row * 8];
-      if constexpr (Steps::kGeneral) zero = static_cast<Term>(v->a_zero[row0 + row * 8]);
+      if constexpr (kZero) zero = static_cast<Term>(v->a_zero[row0 + row * 8]);
     }
 
     template <typename Accumulator, int kSize>
@@ -135,7 +146,7 @@ struct DequantizeNode : NodeBase {
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
         Accumulator x = acc[e];
-        if constexpr (Steps::kGeneral) x -= zero * v->column_term[at(column) + e];
+        if constexpr (kZero) x -= zero * v->column_term[at(column) + e];
         if constexpr (cutlass::platform::is_same<Accumulator, int>::value) {
           t[e] = __int2float_rn(x);
           // K is limited so that a sum reaches 2^31, one beyond int32, only where every value is
@@ -208,14 +219,47 @@ struct StoreBf16Node : NodeBase {
       (upper ? low : high) = got;
     }
 
+    // Rows that are not 16-byte aligned, whole quads of 32 columns: four words of a row at a time,
+    // a word a lane, so that what a quad stores at once is one piece. Where a row begins at half a
+    // word, every word takes its first column from the lane before, and the two columns at the ends
+    // go by themselves.
+    __device__ __forceinline__ void store_quad(cutlass::bfloat16_t* pointer, bool real) {
+      const int t = lane % 4;
+      const bool odd = reinterpret_cast<uintptr_t>(pointer) % 4 != 0;
+      const uint32_t before = __shfl_up_sync(0xffffffffu, pairs[3], 1), last = pairs[3] >> 16;
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        words[i] = odd ? __byte_perm(i == 0 ? before : pairs[i - 1], pairs[i], 0x5432) : pairs[i];
+      swap(words[0], words[1], 1);
+      swap(words[2], words[3], 1);
+      swap(words[0], words[2], 2);
+      swap(words[1], words[3], 2);
+      if (!real) return;
+      cutlass::bfloat16_t* first = pointer - t * 8 - odd;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i > 0 || t > 0 || !odd)
+          *reinterpret_cast<uint32_t*>(first + (i * 4 + t) * 2) = words[i];
+      }
+      if (odd && t % 3 == 0) {
+        *reinterpret_cast<uint16_t*>(first + (t == 0 ? 1 : 32)) =
+            static_cast<uint16_t>(t == 0 ? words[0] >> 16 : last);
+      }
+    }
+
     // Of two n tiles, lane t has columns 2t and 2t + 1 of each; a swap gives it four neighbours of
     // one, so that a quad stores whole 32-byte sectors.
     __device__ __forceinline__ void end_row(int row) {
       if constexpr (kPack == 2) swap(pairs[0], pairs[1], 1);
       cutlass::bfloat16_t* pointer = at;
       at += 8 * ld;
-      if (row * 8 >= rows) return;
       const int left = columns - step * kPack * 8;
+      // kW4A16, which has no scale of a, has no registers for this either.
+      if constexpr (!Steps::kWhole && kPack == 4 && Steps::kAScale) {
+        if (left + lane % 4 * 8 >= 32) return store_quad(pointer, row * 8 < rows);
+      }
+      if (row * 8 >= rows) return;
       if (left <= 0) return;
       if constexpr (Steps::kWhole) {
         if constexpr (kPack == 4)
@@ -244,7 +288,8 @@ struct StoreBf16Node : NodeBase {
 template <typename Mainloop>
 struct EpilogueFor {
   using Shape = typename Mainloop::Shape;
-  using Vectors = TileVectors<Shape::kM, Shape::kN, typename Mainloop::ElementC>;
+  using Vectors =
+      TileVectors<Shape::kM, Shape::kN, typename Mainloop::ElementC, !Mainloop::kGroups>;
   static constexpr int kTiles = Mainloop::kOwnTiles;
   static constexpr int kPack = kTiles % 4 == 0 ? 4 : kTiles % 2 == 0 ? 2 : 1;
   // Where scales are in the sums already there is no column scale left.

@@ -144,12 +144,11 @@ class QuantizedGemm {
       // before this one.
       Vectors& v = shared.vectors[index % 2];
       load_vectors(params, v, segment, thread);
-      if (Mma::kGroups && params.gemm.a_zero.present() && segment.ends) {
-        column_terms(params, v, segment, warp, lane);
-      }
+      if (Mma::kGroups && params.gemm.a_zero.present() && segment.ends)
+        column_terms(params, v, segment, thread);
 
       typename Mma::Result result;
-      mma(segment, result, v.a_sum);
+      mma(segment, result, v.a_sum());
       // Worked out again, which is cheaper than keeping it in registers through the products.
       params.schedule.segment(blockIdx.x, index, &segment);
 
@@ -192,7 +191,9 @@ class QuantizedGemm {
                                       int thread) {
     const GemmArguments& g = params.gemm;
     const bool general = params.epilogue.general;
-    for (int i = thread; i < Shape::kM; i += kThreadCount) v.a_sum[i] = 0;
+    if constexpr (!Mma::kGroups) {
+      for (int i = thread; i < Shape::kM; i += kThreadCount) v.a_sum()[i] = 0;
+    }
     if (!s.ends) return;
     for (int i = thread; i < Shape::kN; i += kThreadCount) {
       const int64_t n = min(s.tile_n * Shape::kN + i, static_cast<int>(g.N) - 1);
@@ -224,17 +225,21 @@ class QuantizedGemm {
   }
 
   // The same with groups: Σ_groups m * (sum - g * zero) with multipliers, Σ_groups scale * (sum -
-  // g * zero), a float, with scales. A warp a column, so that neighbouring groups are read
-  // together.
-  __device__ static void column_terms(Params const& params, Vectors& v, Segment const& s, int warp,
-                                      int lane) {
+  // g * zero), a float, with scales. Neighbouring threads share a column; each has many
+  // loads under way at once, which is what this waits for.
+  __device__ static void column_terms(Params const& params, Vectors& v, Segment const& s,
+                                      int thread) {
     const GemmArguments& g = params.gemm;
     const int groups = params.group.groups;
-#pragma unroll 4
-    for (int column = warp; column < Shape::kN; column += kThreadCount / 32) {
+    constexpr int kSharers = kThreadCount > Shape::kN ? kThreadCount / Shape::kN : 1;
+    static_assert(kSharers <= 32 && (kSharers & (kSharers - 1)) == 0);
+    static_assert(Shape::kN % (kThreadCount / kSharers) == 0, "all threads have as many columns");
+    const int sharer = thread % kSharers;
+    for (int column = thread / kSharers; column < Shape::kN; column += kThreadCount / kSharers) {
       const int64_t n = min(s.tile_n * Shape::kN + column, static_cast<int>(g.N) - 1);
       typename Vectors::Term term = 0;
-      for (int i = lane; i < groups; i += 32) {
+#pragma unroll 8
+      for (int i = sharer; i < groups; i += kSharers) {
         const int sum = __ldg(static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride + i);
         const int zero = g.b_zero.present()
                              ? load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride + i)
@@ -247,9 +252,9 @@ class QuantizedGemm {
         }
       }
 #pragma unroll
-      for (int distance = 16; distance > 0; distance /= 2)
+      for (int distance = kSharers / 2; distance > 0; distance /= 2)
         term += __shfl_xor_sync(0xffffffffu, term, distance);
-      if (lane == 0) v.column_term[column] = term;
+      if (sharer == 0) v.column_term[column] = term;
     }
   }
 

@@ -66,14 +66,21 @@ class Mainloop {
   using Partial = cutlass::platform::conditional_t<kBf16, float, int>;  // what mma accumulates
   using ElementC = cutlass::platform::conditional_t<kFold || kBf16, float, int>;  // what leaves
 
+  // Weights are unpacked a k tile ahead of their use, once for all warps, into shared memory, from
+  // where fragments come as those of operands that need no unpacking do. Packed tiles run one ahead
+  // of those of A, so that there is one to unpack.
+  static constexpr bool kStaged = is_staged(kOp, Shape::kM, WarpShape::kM);
+  static_assert(!kStaged || (kSlices == 1 && !kFold && WarpShape::kM <= 64));
+
   // A step is the k of one B fragment load: 32 (64 for int4 x int4); bf16 runs two mma over it.
-  static constexpr int kStepK = kS4 ? 64 : 32;
-  static constexpr int kHalves = kBf16 ? 2 : 1;
+  static constexpr int kStepK = kS4 ? 64 : kBf16 && kStaged ? 16 : 32;
+  static constexpr int kHalves = kBf16 && !kStaged ? 2 : 1;
   static constexpr int kSteps = WarpShape::kK / kStepK;
   static constexpr int kSubsteps = kSteps * kHalves;
   static constexpr int kMTiles = WarpShape::kM / 16;
   static constexpr int kNTiles = WarpShape::kN / 8;
-  static constexpr bool kWideB = kOp == GemmOp::kW8A8 || kS4;  // 32 bytes of B a step, else 16
+  static constexpr bool kWideB =
+      kOp == GemmOp::kW8A8 || kS4 || kStaged;  // 32 bytes of B a step, else 16
   static constexpr int kBLoads = kWideB ? kNTiles / 2 : kNTiles / 4;  // ldmatrix.x4 a step
   // Fragments of A for the next step come into registers of their own; in the highest warp tiles,
   // which have none left, each comes into the place of its predecessor, right behind the last
@@ -92,6 +99,10 @@ class Mainloop {
 
   using TileA = SharedTile<Shape::kM, Shape::kK * a_bits(kOp) / 8>;
   using TileB = SharedTile<Shape::kN, Shape::kK * b_bits(kOp) / 8>;
+  // What fragments of B are read from.
+  using TileW =
+      cutlass::platform::conditional_t<kStaged, SharedTile<Shape::kN, Shape::kK * a_bits(kOp) / 8>,
+                                       TileB>;
 
   // Of one warp, in the order [n tile][m tile][4]: row 16 * m + 8 * (r / 2) + lane / 4, column
   // 8 * n + 2 * (lane % 4) + (r % 2) of B as it lies in shared memory.
@@ -101,23 +112,30 @@ class Mainloop {
   static constexpr bool kDealt = kOwnTiles % 4 == 0;
   using Result = ElementC[kOwnTiles][kMTiles][4];
 
-  static constexpr int kMinGroup = min_group_of(Shape::kK, WarpShape::kM, WarpShape::kK);
+  static constexpr int kMinGroup =
+      min_group_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK);
   using Groups =
       GroupCache<kOp, kWeightScale, kDealt, Shape::kN, Shape::kK, kMinGroup,
-                 period_groups_of(Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK), kThreads>;
+                 period_groups_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK),
+                 kThreads>;
 
-  struct Stages {
+  struct PackedStages {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
     alignas(128) uint8_t b[kStages][TileB::kBytes];
   };
+  struct UnpackedStages : PackedStages {
+    alignas(128) uint8_t w[2][TileW::kBytes];
+  };
+  using Stages = cutlass::platform::conditional_t<kStaged, UnpackedStages, PackedStages>;
   // Sums of the slices, where they meet.
   struct Exchange {
     alignas(128) int4 sum[kSlices][WarpCount::kM * WarpCount::kN][kNTiles][kMTiles][32];
   };
   struct PlainStorage {
-    // The segment that copies go on to: of odd and even number, written by one thread a segment
-    // ahead. Working it out takes divisions and registers that are short where the copies are.
-    Segment upcoming[2];
+    // The segments that copies go on to, written by one thread a segment ahead, each where its
+    // number modulo 4 says. Working them out takes divisions and registers that are short where the
+    // copies are. With kStaged the copies of B may be two segments ahead of those of A.
+    Segment upcoming[4];
     union {
       Stages stages;
       cutlass::platform::conditional_t<(kSlices > 1), Exchange, Stages> exchange;
@@ -138,7 +156,8 @@ class Mainloop {
   // Copies run on into the next segment, unless the stages are needed for the sums of slices.
   static constexpr bool kRunsOn = kSlices == 1;
 
-  uint32_t shared_a_, shared_b_;  // stage 0
+  uint32_t shared_a_;  // stage 0; what else there is in Stages lies at constant distances
+  uint32_t shared_w_;  // kStaged: the unpacked tile that is read, the other one is written
   uint32_t lane_a_, lane_b_;  // this lane's offset in a stage at step 0
   int lane_;
   int warp_m_, warp_n_, warp_k_;
@@ -159,7 +178,7 @@ class Mainloop {
   __device__ Mainloop(SharedStorage& shared, const Operands& operands, const Schedule& schedule,
                       const GroupParams& group, int warp, int lane)
       : shared_a_(shared_address(shared.stages.a)),
-        shared_b_(shared_address(shared.stages.b)),
+        shared_w_(shared_w0()),
         lane_(lane),
         operands_(operands),
         schedule_(schedule),
@@ -176,7 +195,7 @@ class Mainloop {
     }
     if constexpr (kWideB) {
       const int row = warp_n_ * WarpShape::kN + lane % 8 + lane / 16 * 8;
-      lane_b_ = row * TileB::kRowBytes + (((lane / 8 % 2) ^ swizzle<TileB>(row)) * 16);
+      lane_b_ = row * TileW::kRowBytes + (((lane / 8 % 2) ^ swizzle<TileW>(row)) * 16);
     } else if constexpr (kBf16) {
       const int row = warp_n_ * WarpShape::kN + lane / 4;
       lane_b_ = row * TileB::kRowBytes + swizzle<TileB>(row) * 16 + lane % 4 / 2 * 4;
@@ -202,14 +221,26 @@ class Mainloop {
   __device__ __forceinline__ void prologue(const Segment& segment, int index) {
     if (kRunsOn && index > 0) return;
     open(segment, index);
+    const auto open_b_next = [&] {
+      Segment next;
+      if (kStaged && load_left_ == 1 && schedule_.segment(blockIdx.x, load_segment_ + 1, &next))
+        open_b(next);
+    };
+    if constexpr (kStaged) {
+      if (threadIdx.x == 0) announce(index + 1);
+      open_b(segment);
+      loader_b_.load(stage_b(stage_), operands_.ldb);
+      open_b_next();
+    }
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
-      load_tile((stage_ + i) % kStages);
+      load_tile((stage_ + i) % kStages, (stage_ + i + 1) % kStages);
       // Short segments leave stages for the next ones.
       Segment next;
       if (kRunsOn && load_left_ == 0 && schedule_.segment(blockIdx.x, load_segment_ + 1, &next)) {
         open(next, load_segment_ + 1);
       }
+      open_b_next();
     }
   }
 
@@ -243,32 +274,49 @@ class Mainloop {
   }
 
  private:
+  __device__ __forceinline__ uint32_t stage_b(int stage) const {
+    return shared_a_ + kStages * TileA::kBytes + stage * TileB::kBytes;
+  }
+  __device__ __forceinline__ uint32_t shared_w0() const { return stage_b(kStages); }
+
+  __device__ __forceinline__ void announce(int index) {
+    Segment& s = shared_.upcoming[index % 4];
+    if (!schedule_.segment(blockIdx.x, index, &s)) s.k_end = 0;
+  }
+
   __device__ __forceinline__ void open(const Segment& s, int index) {
     load_segment_ = index;
-    if (kRunsOn && threadIdx.x == 0) {
-      Segment& after = shared_.upcoming[(index + 1) % 2];
-      if (!schedule_.segment(blockIdx.x, index + 1, &after)) after.k_end = 0;
-    }
+    if (kRunsOn && threadIdx.x == 0) announce(index + (kStaged ? 2 : 1));
     load_left_ = (s.k_end - s.k_begin + Shape::kK - 1) / Shape::kK;
-    const int row = s.tile_m * Shape::kM, column = s.tile_n * Shape::kN;
+    const int row = s.tile_m * Shape::kM;
     loader_a_.start(operands_.a + row * operands_.lda, operands_.lda, operands_.rows - row,
                     s.k_begin * a_bits(kOp) / 8, s.k_end * a_bits(kOp) / 8);
+    if constexpr (!kStaged) open_b(s);
+  }
+  __device__ __forceinline__ void open_b(const Segment& s) {
+    const int column = s.tile_n * Shape::kN;
     loader_b_.start(operands_.b + column * operands_.ldb, operands_.ldb, operands_.columns - column,
                     s.k_begin * b_bits(kOp) / 8, s.k_end * b_bits(kOp) / 8);
   }
 
-  // Goes on to the next segment where one is copied whole. A barrier has passed since the last
-  // segment was opened, so the next one is known.
+  // Goes on to the next segment where one is copied whole. A barrier has passed since it was
+  // announced.
   __device__ __forceinline__ void open_next() {
-    const Segment& next = shared_.upcoming[(load_segment_ + 1) % 2];
-    if (next.k_end > 0) open(next, load_segment_ + 1);
+    if (!kStaged || load_left_ == 0) {
+      const Segment& next = shared_.upcoming[(load_segment_ + 1) % 4];
+      if (next.k_end > 0) open(next, load_segment_ + 1);
+    }
+    if (kStaged && load_left_ == 1) {
+      const Segment& next = shared_.upcoming[(load_segment_ + 1) % 4];
+      if (next.k_end > 0) open_b(next);
+    }
   }
 
   // Behind the last k tile of all come zeros: copies that read nothing are cheaper than a branch in
   // the loop.
-  __device__ __forceinline__ void load_tile(int stage) {
+  __device__ __forceinline__ void load_tile(int stage, int after) {
     loader_a_.load(shared_a_ + stage * TileA::kBytes, operands_.lda);
-    loader_b_.load(shared_b_ + stage * TileB::kBytes, operands_.ldb);
+    loader_b_.load(stage_b(kStaged ? after : stage), operands_.ldb);
     --load_left_;
     copy_async_commit();
   }
@@ -286,12 +334,18 @@ class Mainloop {
                        (lane_a_ ^ static_cast<uint32_t>(substep * 32)) + m * 16 * TileA::kRowBytes);
   }
 
-  __device__ __forceinline__ void fetch_b(uint32_t (&b)[kBLoads][4], int stage, int step) const {
+  // The other unpacked tile.
+  __device__ __forceinline__ uint32_t other_w() const {
+    return 2 * shared_w0() + TileW::kBytes - shared_w_;
+  }
+
+  // tile: address of the tile of B.
+  __device__ __forceinline__ void fetch_b(uint32_t (&b)[kBLoads][4], uint32_t tile,
+                                          int step) const {
     constexpr int kStepBytes = kWideB ? 32 : 16;
     constexpr int kRows = kWideB ? 16 : 32;
-    const uint32_t base =
-        shared_b_ + stage * TileB::kBytes + (lane_b_ ^ static_cast<uint32_t>(step * kStepBytes));
-    if constexpr (kBf16) {
+    const uint32_t base = tile + (lane_b_ ^ static_cast<uint32_t>(step * kStepBytes));
+    if constexpr (kBf16 && !kStaged) {
       const uint32_t halves = lane_ % 2 ? 0x7632 : 0x5410;
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
@@ -301,7 +355,7 @@ class Mainloop {
       }
     } else {
 #pragma unroll
-      for (int j = 0; j < kBLoads; ++j) ldmatrix_x4(b[j], base + j * kRows * TileB::kRowBytes);
+      for (int j = 0; j < kBLoads; ++j) ldmatrix_x4(b[j], base + j * kRows * TileW::kRowBytes);
     }
   }
 
@@ -377,6 +431,28 @@ class Mainloop {
     }
   }
 
+  // kBf16: the bfloat16 136 + q of the low (half 0) or the high nibbles of x.
+  __device__ __forceinline__ static void widen_nibbles(uint32_t (&b)[2], uint32_t x, int half) {
+    // A byte q + 8 below the byte 0x43 is the bfloat16 136 + q.
+    const uint32_t y = x ^ 0x88888888u;
+    const uint32_t v = (half == 0 ? y : y >> 4) & 0x0F0F0F0Fu;
+    b[0] = __byte_perm(v, 0x43434343u, 0x4140);
+    b[1] = __byte_perm(v, 0x43434343u, 0x4342);
+  }
+  // kWeightScale: the weight of a pair of 136 + q, see GroupCache.
+  template <bool kZeros>
+  __device__ __forceinline__ static uint32_t scaled(uint32_t v, const uint2& w, const uint2& rest) {
+    constexpr uint32_t kOne = 0x3F803F80u;
+    const uint32_t x = bf16x2_fma(v, kOne, w.x);
+    // (v - c1) * (scale + rest of the scale), rounded once but for the small second term.
+    if constexpr (kZeros) return bf16x2_fma(x, w.y, bf16x2_fma(x, rest.x, rest.y));
+    return bf16x2_mul(x, w.y);
+  }
+  // array[which] of two words a column.
+  __device__ __forceinline__ uint2 param_pair(int which, int slot, int column) const {
+    return *reinterpret_cast<const uint2*>(&shared_.groups.array[which][slot][2 * column]);
+  }
+
   // n tile j's fragment of one mma, from the packed word x. half: kBf16, which nibbles.
   template <bool kZeros>
   __device__ __forceinline__ void unpack(uint32_t (&b)[2], uint32_t x, int half,
@@ -394,31 +470,65 @@ class Mainloop {
       b[0] = (x * 16u) & 0xF0F0F0F0u;
       b[1] = x & 0xF0F0F0F0u;
     } else {
-      // A byte q + 8 below the byte 0x43 is the bfloat16 136 + q.
-      const uint32_t y = x ^ 0x88888888u;
-      const uint32_t v = (half == 0 ? y : y >> 4) & 0x0F0F0F0Fu;
-      b[0] = __byte_perm(v, 0x43434343u, 0x4140);
-      b[1] = __byte_perm(v, 0x43434343u, 0x4342);
+      widen_nibbles(b, x, half);
       if constexpr (kWeightScale) {
-        constexpr uint32_t kOne = 0x3F803F80u;
-        const int column = 2 * (warp_column() + lane_ / 4 + j * 8);
-        const uint2 w =
-            *reinterpret_cast<const uint2*>(&shared_.groups.array[Groups::kUnpack][slot][column]);
-        uint2 rest;
-        if constexpr (kZeros)
-          rest =
-              *reinterpret_cast<const uint2*>(&shared_.groups.array[Groups::kRest][slot][column]);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          b[i] = bf16x2_fma(b[i], kOne, w.x);
-          // (v - c1) * (scale + rest of the scale), rounded once but for the small second term.
-          if constexpr (kZeros)
-            b[i] = bf16x2_fma(b[i], w.y, bf16x2_fma(b[i], rest.x, rest.y));
-          else
-            b[i] = bf16x2_mul(b[i], w.y);
-        }
+        const int column = warp_column() + lane_ / 4 + j * 8;
+        const uint2 w = param_pair(Groups::kUnpack, slot, column);
+        uint2 rest{};
+        if constexpr (kZeros) rest = param_pair(Groups::kRest, slot, column);
+        b[0] = scaled<kZeros>(b[0], w, rest);
+        b[1] = scaled<kZeros>(b[1], w, rest);
       }
     }
+  }
+
+  // kStaged: a thread unpacks 16-byte chunks of 32 nibbles, the halves of each in turn.
+  static constexpr int kThreadChunks = kStaged ? Shape::kN * TileB::kChunks / kThreads : 0;
+  static constexpr int kChunkRows = kThreads / TileB::kChunks;  // from a chunk to a thread's next
+  static_assert(!kStaged || (kThreadChunks * kThreads == Shape::kN * TileB::kChunks &&
+                             kChunkRows % (TileB::kRowsPerLine * TileB::kXorRange) == 0 &&
+                             kChunkRows % (TileW::kRowsPerLine * TileW::kXorRange) == 0),
+                "a thread's chunks are whole, and swizzled alike");
+  struct Chunk {
+    uint32_t x[4];
+    uint2 w, rest;  // see GroupCache
+  };
+  __device__ __forceinline__ static int chunk_row() {
+    return static_cast<int>(threadIdx.x) / TileB::kChunks;
+  }
+  __device__ __forceinline__ static int chunk_of_row() {
+    return static_cast<int>(threadIdx.x) % TileB::kChunks;
+  }
+  // This thread's chunk number i of the packed tile at `tile`, whose first k is `k`.
+  template <bool kZeros>
+  __device__ __forceinline__ void fetch_chunk(Chunk& c, int i, uint32_t tile, int k,
+                                              const Groups& groups) const {
+    const int row = chunk_row() + i * kChunkRows;
+    load_shared_128(
+        c.x, tile + row * TileB::kRowBytes + (chunk_of_row() ^ swizzle<TileB>(chunk_row())) * 16);
+    const int slot = groups.slot(k + chunk_of_row() * 32);
+    c.w = param_pair(Groups::kUnpack, slot, row);
+    if constexpr (kZeros) c.rest = param_pair(Groups::kRest, slot, row);
+  }
+  // Its half `half`, 16 nibbles, to the unpacked tile at `tile`.
+  template <bool kZeros>
+  __device__ __forceinline__ void unpack_half(const Chunk& c, int i, int half,
+                                              uint32_t tile) const {
+    const uint32_t base = tile + (chunk_row() + i * kChunkRows) * TileW::kRowBytes;
+    uint32_t low[4], high[4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      uint32_t b[2];
+      widen_nibbles(b, c.x[half * 2 + h], 0);
+      low[h * 2] = scaled<kZeros>(b[0], c.w, c.rest);
+      low[h * 2 + 1] = scaled<kZeros>(b[1], c.w, c.rest);
+      widen_nibbles(b, c.x[half * 2 + h], 1);
+      high[h * 2] = scaled<kZeros>(b[0], c.w, c.rest);
+      high[h * 2 + 1] = scaled<kZeros>(b[1], c.w, c.rest);
+    }
+    const int to = chunk_of_row() * 4 + half;
+    store_shared_128(base + ((to ^ swizzle<TileW>(chunk_row())) * 16), low);
+    store_shared_128(base + (((to + 2) ^ swizzle<TileW>(chunk_row())) * 16), high);
   }
 
   // kZeros: zero points of the weights take part in unpacking, or need row sums of a; kWeightScale:
@@ -461,6 +571,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   const int column_begin = segment.tile_n * Shape::kN;
 
   [[maybe_unused]] UnpackParams params;
+  [[maybe_unused]] Chunk chunk;
   [[maybe_unused]] int slot = 0;
   [[maybe_unused]] int k = segment.k_begin + warp_k_ * WarpShape::kK;  // of this warp's tile
 
@@ -484,11 +595,21 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     groups.commit_first();
     groups.fetch();
     __syncthreads();
-    slot = groups.slot(k);
-    begin_group<kZeros>(params, slot);
+    if constexpr (kStaged) {
+      // The first tile; the others are unpacked while the ones before them are multiplied.
+#pragma unroll
+      for (int u = 0; u < 2 * kThreadChunks; ++u) {
+        if (u % 2 == 0) fetch_chunk<kZeros>(chunk, u / 2, stage_b(stage_), k, groups);
+        unpack_half<kZeros>(chunk, u / 2, u % 2, shared_w_);
+      }
+      __syncthreads();
+    } else {
+      slot = groups.slot(k);
+      begin_group<kZeros>(params, slot);
+    }
   }
   fetch_a(a[0], stage_, 0);
-  fetch_b(b_raw[0], stage_, 0);
+  fetch_b(b_raw[0], kStaged ? shared_w_ : stage_b(stage_), 0);
   if (kRowSums) sum_rows(own_sum, stage_, 0);
 
   // Adds the sums of a group to the totals.
@@ -533,31 +654,48 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     copy_async_wait<kStages - 2>();
     __syncthreads();
   };
-  // A period's groups are put in place behind the last but one tile of the period before: slower
-  // warps are through with what stood there, and one more barrier comes before they are read.
+  // A period's groups are put in place between two tiles: slower warps are through with what stood
+  // there, and one more barrier comes before they are read. With kStaged they are read a tile
+  // sooner.
   [[maybe_unused]] int period = 0, until_groups = 0;
   if constexpr (kGroups) {
     period = groups.period();
     until_groups = period - 1;
   }
+  const auto advance_groups = [&] {
+    if constexpr (kGroups) {
+      if (__builtin_expect(--until_groups == 0, 0)) {
+        groups.commit();
+        groups.fetch();
+        until_groups = period;
+      }
+    }
+  };
 #pragma unroll 1
   for (int left = tiles; left > 0; --left) {
     const int next_stage = stage_ + 1 == kStages ? 0 : stage_ + 1;
+    if constexpr (kStaged) advance_groups();
 #pragma unroll
     for (int s = 0; s < kSubsteps; ++s) {
       constexpr int kLast = kSubsteps - 1;
       const int step = s / kHalves;
       if (s == kLast && !kInPlaceA) land();
       const int fetch_stage = s == kLast ? next_stage : stage_;
+      const auto fetch_tile = [&] {
+        if constexpr (kStaged)
+          return s == kLast ? other_w() : shared_w_;
+        else
+          return stage_b(fetch_stage);
+      };
       const int next = s == kLast ? 0 : s + 1;
       // Which register buffer a step uses must be a constant: an odd number of steps a tile would
       // swap the buffers from tile to tile, so its last step hands over through buffer 0.
       if constexpr (!kInPlaceA) fetch_a(a[(s + 1) % 2], fetch_stage, next);
       if (kRowSums && (s < kLast || left > 1)) sum_rows(own_sum, fetch_stage, next);
       if (s % kHalves == kHalves - 1 && !(kInPlaceA && s == kLast)) {
-        fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
+        fetch_b(b_raw[(step + 1) % 2], fetch_tile(), next / kHalves);
       }
-      if (s == 0) load_tile(stage_ == 0 ? kStages - 1 : stage_ - 1);
+      if (s == 0) load_tile(stage_ == 0 ? kStages - 1 : stage_ - 1, stage_);
 
       // Sums start afresh where a group does.
       const bool fresh = kFold && (kPerStep ? s % kHalves == 0 : s == 0);
@@ -573,11 +711,25 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           unpack<kZeros>(b, raw[j / 4][j % 4], s % kHalves, params, j, slot);
         }
         const bool last_j = j == kNTiles - 1;
+        if constexpr (kStaged) {
+          // The next tile's unpacking is spread over all steps but the last; a chunk comes a few
+          // products ahead of its use. Behind the segment's last tile it goes to waste.
+          constexpr int kPlaces = kLast * kNTiles, kAhead = 2;
+#pragma unroll
+          for (int u = 0; u < 2 * kThreadChunks; ++u) {
+            const int place = u * kPlaces / (2 * kThreadChunks);
+            if (s * kNTiles + j == place && u % 2 == 0) {
+              fetch_chunk<kZeros>(chunk, u / 2, stage_b(next_stage), k + Shape::kK, groups);
+            }
+            if (s * kNTiles + j == place + kAhead)
+              unpack_half<kZeros>(chunk, u / 2, u % 2, other_w());
+          }
+        }
         if (kInPlaceA && s == kLast && last_j) {
           land();
-          fetch_b(b_raw[(step + 1) % 2], fetch_stage, next / kHalves);
+          fetch_b(b_raw[(step + 1) % 2], fetch_tile(), next / kHalves);
         }
-        if constexpr (kGroups && !kFold) {
+        if constexpr (kGroups && !kFold && !kStaged) {
           // What the next group needs is fetched while the last products of this one run, behind
           // the barrier that those who put it in place have passed.
           if (last_j && s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
@@ -634,15 +786,13 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       }
     }
     stage_ = next_stage;
-    // What happens now and then stands here, where it leaves the steps one block of instructions.
-    if (kRunsOn && __builtin_expect(load_left_ <= 0, 0)) open_next();
-    if constexpr (kGroups) {
-      if (__builtin_expect(--until_groups == 0, 0)) {
-        groups.commit();
-        groups.fetch();
-        until_groups = period;
-      }
+    if constexpr (kStaged) {
+      shared_w_ = other_w();
+      k += Shape::kK;
     }
+    // What happens now and then stands here, where it leaves the steps one block of instructions.
+    if (kRunsOn && __builtin_expect(load_left_ <= (kStaged ? 1 : 0), 0)) open_next();
+    if constexpr (kGroups && !kStaged) advance_groups();
   }
 
   if constexpr (!kFold && !kBf16) {

@@ -100,8 +100,11 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   const int m_tiles = t.warp_m / 16, n_tiles = t.warp_n / 8;
   const bool fold = is_folded(p.op, t.warp_m);
   const double mma = steps * m_tiles * n_tiles;
-  const double instructions = mma + steps * n_tiles * unpacking_of(p.op) + 2.0 * steps * m_tiles +
-                              kLoop + (fold ? 1.6 * 4 * m_tiles * n_tiles : 0);
+  // What several warps read is unpacked once.
+  const int sharers = is_staged(p.op, t.m, t.warp_m) ? t.m / t.warp_m : 1;
+  const double instructions = mma + steps * n_tiles * unpacking_of(p.op) / sharers +
+                              2.0 * steps * m_tiles + kLoop +
+                              (fold ? 1.6 * 4 * m_tiles * n_tiles : 0);
 
   // k tiles of a block, and how often a multiprocessor changes blocks or tiles.
   int64_t blocks = 0;
@@ -168,7 +171,7 @@ bool gemm_config_legal(const GemmProblem& p, const GemmConfig& c, const DeviceIn
   if (t.op != p.op || t.smem_bytes > d.smem_per_block) return false;
   if (!schedule_fits(p.M, p.N, p.K, t.m, t.n, t.k, c.split_k)) return false;
   if (is_grouped(p.op) && p.group_size < p.K &&
-      p.group_size < min_group_of(t.k, t.warp_m, t.warp_k)) {
+      p.group_size < min_group_of(t.op, t.m, t.k, t.warp_m, t.warp_k)) {
     return false;
   }
   // Every part of a split has at least one tile of k.

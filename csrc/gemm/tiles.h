@@ -21,18 +21,26 @@ constexpr bool is_folded(GemmOp op, int wm) {
   return op == GemmOp::kW4A8Group || (op == GemmOp::kW4A16 && !is_weight_scaled(op, wm));
 }
 
+// kW4A16: whether weights are unpacked into shared memory, a k tile ahead and once for all warps
+// that read them, rather than by each warp into registers (see Mainloop): where warps of different
+// rows do. Multipliers gain nothing from it: 673 TOPS against 762 of a row whose warps are as high
+// as its tile, at M 4096 and N = K = 8192 on an H100.
+constexpr bool is_staged(GemmOp op, int m, int wm) { return op == GemmOp::kW4A16 && m > wm; }
+
 // The smallest groups that a row of a grouped product takes (where there is more than one). Rows
 // for large groups only are spared the code and the registers for groups that change within a k
 // tile.
-constexpr int min_group_of(int k, int wm, int wk) {
+constexpr int min_group_of(GemmOp op, int m, int k, int wm, int wk) {
+  if (is_staged(op, m, wm)) return 64;
   return wk > 64 ? 128 : k > 128 || wm > 64 ? 64 : 32;
 }
 
 // Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
 // go through k so fast that less would not cover the latency of device memory; the highest have no
 // registers for more.
-constexpr int period_groups_of(int m, int k, int wm, int wk) {
-  const int least = wm > 64 ? 2 : m >= 64 ? 4 : 8, two_tiles = 2 * k / min_group_of(k, wm, wk);
+constexpr int period_groups_of(GemmOp op, int m, int k, int wm, int wk) {
+  const int least = wm > 64 || is_staged(op, m, wm) ? 2 : m >= 64 ? 4 : 8;
+  const int two_tiles = 2 * k / min_group_of(op, m, k, wm, wk);
   return two_tiles > least ? two_tiles : least;
 }
 
@@ -42,13 +50,15 @@ constexpr int group_arrays_of(GemmOp op, bool weight_scaled) {
 }
 
 // Rows of a warp that are multiplied or left out together; those beyond M are left out on 9.0.
-constexpr int strip_of(int wm) { return wm > 32 ? 32 : 16; }
+constexpr int strip_of(int wm) { return wm > 32 && wm % 32 == 0 ? 32 : 16; }
 
 constexpr int align_128(int bytes) { return (bytes + 127) / 128 * 128; }
 
-// Both operands' stages; with slices of k, the place where their sums meet.
-constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages) {
-  const int operands = (m * a_bits(op) + n * b_bits(op)) * k / 8 * stages;
+// Both operands' stages, and two of unpacked weights; with slices of k, the place where their sums
+// meet.
+constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk, int stages) {
+  const int unpacked = is_staged(op, m, wm) ? 2 * n * k * a_bits(op) / 8 : 0;
+  const int operands = (m * a_bits(op) + n * b_bits(op)) * k / 8 * stages + unpacked;
   const int sums = k > wk ? k / wk * m * n * 4 : 0;
   return align_128(operands > sums ? operands : sums);
 }
@@ -56,19 +66,21 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages
 // Groups of this period of k and the next, four words of padding each; a bit a column.
 constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   if (!is_grouped(op)) return 0;
-  const int slots = 2 * period_groups_of(m, k, wm, wk);
+  const int slots = 2 * period_groups_of(op, m, k, wm, wk);
   const int arrays = group_arrays_of(op, is_weight_scaled(op, wm));
   return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
 
-// scale, term and bias a column; scale, zero and sum a row; of two tiles
-constexpr int vector_bytes_of(int m, int n) { return 2 * 12 * (n + m); }
+// scale, term and bias a column; scale, zero and, without groups, sum a row; of two tiles
+constexpr int vector_bytes_of(GemmOp op, int m, int n) {
+  return 2 * (12 * n + (is_grouped(op) ? 8 : 12) * m);
+}
 
 // Two segments first.
 constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, int wk,
                             int stages) {
-  return align_128(128 + stages_bytes_of(op, m, n, k, wk, stages) +
-                   group_bytes_of(op, m, n, k, wm, wk) + vector_bytes_of(m, n));
+  return align_128(128 + stages_bytes_of(op, m, n, k, wm, wk, stages) +
+                   group_bytes_of(op, m, n, k, wm, wk) + vector_bytes_of(op, m, n));
 }
 
 }  // namespace qutlass

@@ -5,6 +5,7 @@
 // are floats; with guard bytes around the output, and twice, which must give the same bits.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 #include <cstdio>
@@ -249,6 +250,21 @@ int run(bool quick) {
                     {t.m / 2, columns, 256, is_grouped(t.op) ? g : 256, true, false, false}, info,
                     random);
         }
+      }
+    }
+  }
+  // Blocks with several tiles, each shorter than the stages are deep: copies run segments ahead.
+  for (int i = 0; i < gemm_tile_count(); ++i) {
+    const GemmTile& t = gemm_tile(i);
+    // Those whose copies of the weight are a segment ahead of the others even when checks are slow.
+    if (quick && !is_staged(t.op, t.m, t.warp_m)) continue;
+    const int64_t columns = (4 * info.sm_count + 9) * t.n + 8;
+    for (int k_tiles : {1, 2, 3}) {
+      const int64_t K = k_tiles * std::max(t.k, 32);
+      // One group, or several where there have to be.
+      const bool several = t.op == GemmOp::kW4A8Group || t.op == GemmOp::kW4A8Multiplier;
+      for (int split_k : {1, kStreamK}) {
+        check_row(i, split_k, {17, columns, K, several ? 64 : K, false, true, true}, info, random);
       }
     }
   }
