@@ -235,11 +235,15 @@ class QuantizedGemm {
     static_assert(kSharers <= 32 && (kSharers & (kSharers - 1)) == 0);
     static_assert(Shape::kN % (kThreadCount / kSharers) == 0, "all threads have as many columns");
     const int sharer = thread % kSharers;
-    for (int column = thread / kSharers; column < Shape::kN; column += kThreadCount / kSharers) {
+    // All threads go round as often as each other, see StoreBf16Node::exchange.
+    for (int first = 0; first < Shape::kN; first += kThreadCount / kSharers) {
+      const int column = first + thread / kSharers;
       const int64_t n = min(s.tile_n * Shape::kN + column, static_cast<int>(g.N) - 1);
       typename Vectors::Term term = 0;
 #pragma unroll 8
-      for (int i = sharer; i < groups; i += kSharers) {
+      for (int base = 0; base < groups; base += kSharers) {
+        const int i = base + sharer;
+        if (i >= groups) continue;
         const int sum = __ldg(static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride + i);
         const int zero = g.b_zero.present()
                              ? load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride + i)

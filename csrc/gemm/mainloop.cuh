@@ -657,17 +657,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   // A period's groups are put in place between two tiles: slower warps are through with what stood
   // there, and one more barrier comes before they are read. With kStaged they are read a tile
   // sooner.
-  [[maybe_unused]] int period = 0, until_groups = 0;
-  if constexpr (kGroups) {
-    period = groups.period();
-    until_groups = period - 1;
-  }
+  [[maybe_unused]] int until_groups = 0;
+  if constexpr (kGroups) until_groups = groups.period() - 1;
   const auto advance_groups = [&] {
     if constexpr (kGroups) {
       if (__builtin_expect(--until_groups == 0, 0)) {
         groups.commit();
         groups.fetch();
-        until_groups = period;
+        until_groups = groups.period();
       }
     }
   };

@@ -21,16 +21,16 @@ namespace qutlass {
 namespace {
 
 // Cycles unless said otherwise.
-constexpr double kSm90S8 = 4.88, kSm90Bf16 = 0.694, kSm90S4 = 343.0;  // a tensor instruction
-constexpr double kUnpackNone = 1.52, kUnpackW4A8 = 4.82, kUnpackGroup = 9.91;
-constexpr double kUnpackMultiplier = 18.2, kUnpackW4A16 = 17.3;
-constexpr double kLoop = 97.6;             // instructions of a warp a k tile besides
+constexpr double kSm90S8 = 4.88, kSm90Bf16 = 0.694, kSm90S4 = 348.0;  // a tensor instruction
+constexpr double kUnpackNone = 1.41, kUnpackW4A8 = 4.07, kUnpackGroup = 11.3;
+constexpr double kUnpackMultiplier = 18.2, kUnpackW4A16 = 17.5;
+constexpr double kLoop = 96.1;             // instructions of a warp a k tile besides
 constexpr double kAlone = 1.39;            // an instruction of a warp that nothing else hides
 constexpr double kIssue = 0.969;            // instructions a cycle and scheduler
-constexpr double kBarrier = 16.2;          // a k tile's wait, shared by the stages in flight
-constexpr double kPrologue = 4460.0;
+constexpr double kBarrier = 17.4;          // a k tile's wait, shared by the stages in flight
+constexpr double kPrologue = 3810.0;
 constexpr double kEpilogue = 992.0, kEpilogueResult = 170.0;  // a tile; a result of a thread
-constexpr double kSplit = 5190.0, kSplitPart = 1.17;  // a shared tile; 32 results of a part
+constexpr double kSplit = 5290.0, kSplitPart = 1.19;  // a shared tile; 32 results of a part
 constexpr double kOverlap = 0.276;          // how much of the lesser of work and memory shows
 constexpr double kMemoryShare = 0.778;      // of the pin rate
 constexpr double kL2BytesPerCycle = 30.6;    // a multiprocessor
