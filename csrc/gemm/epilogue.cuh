@@ -54,11 +54,12 @@ struct EpilogueParams {
 
 // Which steps there are, known to the compiler: tested for each element they would cost more than
 // the steps themselves. kGeneral: zero points of a, bias and sums of 2^31, of which those that are
-// absent have neutral vectors. kWhole: N is a multiple of what a lane stores at once.
-template <bool kAScale_, bool kBScale_, bool kGeneral_, bool kWhole_>
+// absent have neutral vectors. kWhole: N is a multiple of what a lane stores at once. kQuads: where
+// it is not, quads of lanes store together.
+template <bool kAScale_, bool kBScale_, bool kGeneral_, bool kWhole_, bool kQuads_>
 struct EpilogueSteps {
   static constexpr bool kAScale = kAScale_, kBScale = kBScale_, kGeneral = kGeneral_,
-                        kWhole = kWhole_;
+                        kWhole = kWhole_, kQuads = kQuads_;
 };
 
 // What a node knows on the device: the kernel's parameters, the tile's TileVectors, and where the
@@ -266,13 +267,11 @@ struct StoreBf16Node : NodeBase {
       if constexpr (kPack == 2) swap(pairs[0], pairs[1], 1);
       cutlass::bfloat16_t* pointer = at;
       at += 8 * ld;
-      // kW4A16, which has no scale of a, has no registers for this.
-      constexpr bool kQuads = !Steps::kWhole && kPack == 4 && Steps::kAScale;
       [[maybe_unused]] QuadWords quad;
-      if constexpr (kQuads) quad = exchange(pointer);
+      if constexpr (Steps::kQuads) quad = exchange(pointer);
       if (row * 8 >= rows) return;
       const int left = columns - step * kPack * 8;
-      if constexpr (kQuads) {
+      if constexpr (Steps::kQuads) {
         if (left + lane % 4 * 8 >= 32) return store(quad, pointer);
       }
       if (left <= 0) return;
@@ -333,7 +332,15 @@ struct EpilogueFor {
   __device__ __forceinline__ static void visit(const EpilogueContext& context,
                                                const Segment& segment,
                                                typename Mainloop::Result& result, int lane) {
-    using Tree = Tree<EpilogueSteps<kAScale, kBScale, kGeneral, kWhole>>;
+    // kW4A16 leaves no registers for quads, nor does one row of kW4A8 on 8.0.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+    constexpr bool kCrowded =
+        Mainloop::kOp == GemmOp::kW4A8 && Shape::kM == 128 && Shape::kN == 128;
+#else
+    constexpr bool kCrowded = false;
+#endif
+    constexpr bool kQuads = !kWhole && kPack == 4 && Mainloop::kOp != GemmOp::kW4A16 && !kCrowded;
+    using Tree = Tree<EpilogueSteps<kAScale, kBScale, kGeneral, kWhole, kQuads>>;
     using Accumulator = typename Mainloop::ElementC;
     typename Tree::Params params;
     params.op_0.op_1 = context;  // op_0: the inner tree (its op_0 is the fetch)
