@@ -59,20 +59,20 @@ def watch(call: Callable[[], Any], seconds: float) -> tuple[float, list[Sample]]
     with torch.cuda.graph(graph):
         for _ in range(20):
             call()
-    calls, samples, begin = 0, [], time.monotonic()
+    calls, spent, samples, begin = 0, 0.0, [], time.monotonic()
     while time.monotonic() < begin + seconds / 2:
         graph.replay()
         torch.cuda.synchronize()
-    start.record()
     while time.monotonic() < begin + seconds or not samples:
+        start.record()
         for _ in range(4):  # some under way while nvidia-smi answers
             graph.replay()
-        calls += 80
+        stop.record()
         samples.append(ask(torch.cuda.current_device()))
         torch.cuda.synchronize()
-    stop.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(stop) * 1e3 / calls, samples
+        calls += 80
+        spent += start.elapsed_time(stop)
+    return spent * 1e3 / calls, samples
 
 
 def main() -> None:

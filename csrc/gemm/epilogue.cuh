@@ -25,8 +25,7 @@
 
 namespace qutlass::threadblock {
 
-// The vectors one output tile needs, in shared memory.
-// kSums: with row sums of a, collected by the mainloop where b has zero points.
+// Row sums of a, which the mainloop collects where b has zero points and no groups (kSums).
 template <int M, bool kSums>
 struct RowSums {
   alignas(16) int sums[M];  // Σ_k a
@@ -36,6 +35,7 @@ template <int M>
 struct RowSums<M, false> {
   __device__ int* a_sum() { return nullptr; }
 };
+// The vectors one output tile needs, in shared memory.
 template <int M, int N, typename Term_, bool kSums>
 struct TileVectors : RowSums<M, kSums> {
   using Term = Term_;              // as the accumulators

@@ -72,8 +72,9 @@ class Mainloop {
   static constexpr bool kStaged = is_staged(kOp, Shape::kM, WarpShape::kM);
   static_assert(!kStaged || (kSlices == 1 && !kFold && WarpShape::kM <= 64));
 
-  // A step is the k of one B fragment load: 32 (64 for int4 x int4); bf16 runs two mma over it.
-  static constexpr int kStepK = kS4 ? 64 : kBf16 && kStaged ? 16 : 32;
+  // A step is the k of one B fragment load: 32 (64 for int4 x int4, 16 for unpacked bf16); bf16
+  // runs two mma over packed 32.
+  static constexpr int kStepK = kS4 ? 64 : kStaged ? 16 : 32;
   static constexpr int kHalves = kBf16 && !kStaged ? 2 : 1;
   static constexpr int kSteps = WarpShape::kK / kStepK;
   static constexpr int kSubsteps = kSteps * kHalves;

@@ -5,7 +5,6 @@
 // are floats; with guard bytes around the output, and twice, which must give the same bits.
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <climits>
 #include <cmath>
 #include <cstdio>
@@ -260,7 +259,7 @@ int run(bool quick) {
     if (quick && !is_staged(t.op, t.m, t.warp_m)) continue;
     const int64_t columns = (4 * info.sm_count + 9) * t.n + 8;
     for (int k_tiles : {1, 2, 3}) {
-      const int64_t K = k_tiles * std::max(t.k, 32);
+      const int64_t K = k_tiles * t.k;
       // One group, or several where there have to be.
       const bool several = t.op == GemmOp::kW4A8Group || t.op == GemmOp::kW4A8Multiplier;
       for (int split_k : {1, kStreamK}) {
