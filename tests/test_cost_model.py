@@ -61,7 +61,7 @@ def test_layers_of_a_command_line(text: str) -> None:
 @pytest.fixture
 def times(tmp_path: Path) -> Path:
     """Times as of time_rows.py: each layer's choice is so many times slower than the best row."""
-    card = cost_model.find_card(90, bandwidth=0)
+    card = cost_model.find_card(90)
     # Where a search that holds layers out starts.
     values = {name: 2.0 ** round(math.log2(v)) for name, v in cost_model.constants().items()}
     lines = [{"op": "bf16", "m": 16, "n": 4096, "k": 4096, "us": 9.0}]
@@ -172,7 +172,7 @@ class TestProjection:
     def test_error_of_the_model(self, times: Path) -> None:
         values = cost_model.constants()
         [error], gone = project_cards.errors_of(times, values)
-        problems, _ = cost_model.read_times(times, cost_model.find_card(90, bandwidth=0))
+        problems, _ = cost_model.read_times(times, cost_model.find_card(90))
         chosen = [cost_model.chosen_of(points, values)[0] for points in problems.values()]
         ratios = sorted(timed.point.estimate(values) / timed.us for timed in chosen)
         assert (error.scheme, error.problems, gone) == ("w8a8", 2, 1)

@@ -105,8 +105,15 @@ def is_staged(op: str, m: int, warp_m: int) -> bool:
     return op == "w4a16" and m > warp_m
 
 
-def strip_of(warp_m: int) -> int:
+def is_swapped(op: str, warp_m: int) -> bool:
     """As in tiles.h."""
+    return op == "w4a16" and warp_m <= 32
+
+
+def strip_of(op: str, warp_m: int) -> int:
+    """As in tiles.h."""
+    if is_swapped(op, warp_m):
+        return 8
     return 32 if warp_m > 32 and warp_m % 32 == 0 else 16
 
 
@@ -114,7 +121,7 @@ def blocks_per_sm(tile: Mapping[str, Any], card: Card) -> int:
     """As in select.cpp."""
     registers = tile["warp_m"] * tile["warp_n"] // 32
     registers *= 2 if is_folded(tile["op"], tile["warp_m"]) else 1
-    registers += tile["warp_m"] // 16 * 8 + tile["warp_n"] // 8 * 4 + 64
+    registers += tile["warp_m"] // 2 + tile["warp_n"] // 2 + 64
     registers = (min(255, registers) + 7) // 8 * 8
     threads = 2048 if card.sm == 80 or card.sm >= 90 else 1536
     return max(
@@ -139,14 +146,15 @@ class Point:
         self.k_tiles = math.ceil(K / tile["k"])
         self.warps, self.stages = tile["threads"] // 32, tile["stages"]
         steps = tile["warp_k"] // (64 if op == "w4a4" else 32) * (2 if op == "w4a16" else 1)
-        m_tiles, n_tiles = tile["warp_m"] // 16, tile["warp_n"] // 8
+        m_tiles, n_tiles = tile["warp_m"] / 16, tile["warp_n"] / 8
         self.mma = steps * m_tiles * n_tiles
-        strip = strip_of(tile["warp_m"])
+        strip = strip_of(op, tile["warp_m"])
         strips = math.ceil(M / strip) * strip
         self.real = strips / (math.ceil(M / tile["m"]) * tile["m"]) if card.sm >= 90 else 1.0
         sharers = tile["m"] // tile["warp_m"] if is_staged(op, tile["m"], tile["warp_m"]) else 1
         self.fragments = steps * n_tiles / sharers
-        self.unpacking = UNPACKING.get(op, "kUnpackNone")
+        swapped = is_swapped(op, tile["warp_m"])
+        self.unpacking = "kUnpackSwapped" if swapped else UNPACKING.get(op, "kUnpackNone")
         self.loads = 2.0 * steps * m_tiles + (1.6 * 4 * m_tiles * n_tiles if fold else 0)
         self.cycles = card.cycles[INSTRUCTION.get(op, "s8")]
         self.results = tile["warp_m"] * tile["warp_n"] / 32 / (tile["k"] // tile["warp_k"])

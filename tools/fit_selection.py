@@ -5,8 +5,8 @@
     python tools/fit_selection.py rows.jsonl --seconds 100
     python tools/fit_selection.py rows.jsonl --held-out 4096x14336 8192x8192
 
-The estimate is that of tools/cost_model.py for the GPU that was measured (by default an H100: 132
-multiprocessors, 228 KiB of shared memory each), and the search starts at the constants that
+The estimate is that of tools/cost_model.py for the GPU that was measured (by default an H200: 132
+multiprocessors, 228 KiB of shared memory each, 4.8 TB/s), and the search starts at the constants that
 select.cpp has. What is minimised is mostly regret, the chosen row's time over the best row's, and a
 little the error of the estimate; the search is a random walk, so runs differ in the last digits.
 Prints regret, the worst choices and the constants.
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("json", type=Path, help="what tools/time_rows.py wrote")
     parser.add_argument("--seconds", type=float, default=100.0, help="how long to search")
     parser.add_argument("--multiprocessors", type=int, default=132)
+    parser.add_argument(
+        "--bandwidth", type=float, default=4.8, help="of device memory, TB/s (H100: 3.35)"
+    )
     parser.add_argument("--smem", type=int, default=228 << 10, help="bytes a multiprocessor")
     parser.add_argument(
         "--held-out",
@@ -74,8 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    # Of unknown bandwidth, as the H100's own is not that of the card in cards.cpp.
-    card = replace(find_card(90, bandwidth=0), sm_count=args.multiprocessors, smem_per_sm=args.smem)
+    card = replace(
+        find_card(90, bandwidth=args.bandwidth * 1e6),
+        sm_count=args.multiprocessors,
+        smem_per_sm=args.smem,
+    )
     everything, gone = read_times(args.json, card)
     if gone:
         print(f"{gone} times are of rows that the table has no longer")

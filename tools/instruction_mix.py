@@ -160,7 +160,7 @@ def steady_state(listing: Sequence[Instruction], head: int, end: int) -> list[In
 def tensor_instructions(row: dict[str, Any]) -> int:
     """Those of a warp in a k tile."""
     m, n, k = map(int, re.search(r"m(\d+)n(\d+)k(\d+)", row["instruction"]).groups())
-    return row["warp_m"] // m * (row["warp_n"] // n) * (row["warp_k"] // k)
+    return row["warp_m"] * row["warp_n"] * row["warp_k"] // (m * n * k)
 
 
 def plainest(listing: Sequence[Instruction], tensor: int) -> list[Instruction] | None:

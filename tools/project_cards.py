@@ -7,7 +7,7 @@ For each card, product and M: the geometric mean over the layers of qutlass.benc
 TOPS and of the speed-up over bfloat16, both estimated. The row and the split are those that the
 library would choose on the card; their time is the estimate of csrc/gemm/select.cpp (see
 tools/cost_model.py) at the card's data sheet: multiprocessors, tensor rates - the clock is the one
-that the INT8 rate follows from - and bandwidth. The other constants were fitted on an H100.
+that the INT8 rate follows from - and bandwidth. The other constants were fitted on an H200.
 
 bfloat16 is taken as ideal: the larger of bytes over the data sheet's bandwidth and operations over
 its rate, with no overhead at all, which no bfloat16 product reaches. The speed-ups are therefore
@@ -47,8 +47,8 @@ from qutlass.bench.shapes import LAYERS
 
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 GROUP = 128
-TIMES = CSRC.parent / "bench" / "results" / "nvidia-h100-80gb-hbm3" / "rows.jsonl"
-TIMED_ON = "NVIDIA H100 80GB HBM3"
+TIMES = CSRC.parent / "bench" / "results" / "nvidia-h200" / "rows.jsonl"
+TIMED_ON = "NVIDIA H200"
 # Operations of one tensor instruction: mma.m16n8k32.s8, m16n8k64.s4 and m16n8k16.bf16.
 OPERATIONS = {"s8": 16 * 8 * 32 * 2, "s4": 16 * 8 * 64 * 2, "bf16": 16 * 8 * 16 * 2}
 SCHEDULERS = 4  # of a multiprocessor
@@ -160,7 +160,7 @@ def project(sheet: Datasheet, values: Mapping[str, float]) -> Iterator[Projectio
 
 def errors_of(path: Path, values: Mapping[str, float]) -> tuple[list[Error], int]:
     """The model's error on the GPU that was timed, and how many times are of rows gone since."""
-    problems, gone = read_times(path, find_card(90, bandwidth=0))
+    problems, gone = read_times(path, find_card(90))
     errors = []
     for scheme in SCHEMES:
         ratios = []

@@ -27,7 +27,7 @@ from qutlass.bench.shapes import LAYERS
 from qutlass.ops import _gemm_legal, _gemm_tiles
 from qutlass.timing import require_gpu
 
-TOKENS = (1, 16, 24, 32, 48, 64, 80, 128, 144, 256, 1024, 4096)
+TOKENS = (1, 8, 16, 24, 32, 48, 64, 80, 128, 144, 256, 1024, 4096)
 SPLITS = (1, 0, 2, 3, 4, 6, 8, 12)  # 0: Stream-K
 SAMPLE = 1.5e-3  # seconds of a replay
 

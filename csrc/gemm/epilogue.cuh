@@ -182,7 +182,7 @@ struct StoreBf16Node : NodeBase {
     cutlass::bfloat16_t* out;  // this lane's first row and column
     cutlass::bfloat16_t* at;   // in the current row
     int64_t ld;
-    int rows, columns;  // that exist from there on
+    int rows, columns;  // that exist from there on; rows of this tile
     int lane, step = 0;
     uint32_t pairs[kPack];
 
@@ -195,7 +195,7 @@ struct StoreBf16Node : NodeBase {
       const int row = tile.m() * kTileM + context.row + lane / 4;
       const int column = tile.n() * kTileN + context.column + first;
       out = static_cast<cutlass::bfloat16_t*>(p.out) + row * ld + column;
-      rows = p.rows - row;
+      rows = min(p.rows - row, kTileM - context.row - lane / 4);
       columns = p.columns - column;
     }
 

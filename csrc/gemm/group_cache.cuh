@@ -226,7 +226,7 @@ class GroupCache {
   }
   __device__ __forceinline__ void commit() { commit_period<false>(); }
 
-  __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) % kSlots; }
+  __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) & (kSlots - 1); }
 
  private:
   template <bool kOne>

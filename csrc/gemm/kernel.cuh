@@ -131,6 +131,7 @@ class QuantizedGemm {
   static cutlass::Status can_implement(Arguments const&) { return cutlass::Status::kSuccess; }
 
   __device__ static void invoke(Params const& params, SharedStorage& shared) {
+    if constexpr (Shape::kM <= 32) touch(params);
     Segment segment;
     if (!params.schedule.segment(blockIdx.x, 0, &segment)) return;
     const int thread = threadIdx.x;
@@ -144,8 +145,9 @@ class QuantizedGemm {
       // before this one.
       Vectors& v = shared.vectors[index % 2];
       load_vectors(params, v, segment, thread);
-      if (Mma::kGroups && params.gemm.a_zero.present() && segment.ends)
-        column_terms(params, v, segment, thread);
+      if constexpr (Mma::kGroups && !Mma::kBf16) {
+        if (params.gemm.a_zero.present() && segment.ends) column_terms(params, v, segment, thread);
+      }
 
       typename Mma::Result result;
       mma(segment, result, v.a_sum());
@@ -170,6 +172,20 @@ class QuantizedGemm {
   }
 
  private:
+  // A block's first reads of the lines of constant memory that its parameters lie in would wait for
+  // L2 one after the other, before it can start its copies. Reads that no instruction has as its
+  // operand, because the compiler does not know their address, wait together. What they read only
+  // has to be used. For products that take a few microseconds.
+  __device__ static void touch(Params const& params) {
+    constexpr int kLine = 64;
+    const char* words = reinterpret_cast<const char*>(&params) + threadIdx.y;  // which is 0
+    int all = 0;
+#pragma unroll
+    for (int at = 0; at < static_cast<int>(sizeof(Params)); at += kLine)
+      all ^= *reinterpret_cast<const int*>(words + at);
+    if (all == 1) __nanosleep(0);
+  }
+
   // 32-bit values go to shared memory by themselves; the others are widened on the way, for which
   // the thread waits.
   __device__ static void bring(float* to, Param const& from, int64_t index, float absent) {

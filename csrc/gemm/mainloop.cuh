@@ -17,6 +17,13 @@
 // in lane t, which are bytes 2t, 2t+1, 8+2t, 9+2t: two 32-bit loads and a byte permutation make
 // that word, whose low nibbles are one instruction's fragment and whose high nibbles the next
 // one's.
+//
+// Low tiles of kW4A16 compute the transpose, with the weights as the 16 rows of the mma and
+// the tokens as its 8 columns (kSwapped): up to 8 tokens then take half the products, half the
+// fragments and half the shared memory. And as which k a lane has is free where both operands
+// agree, the word is taken as ldmatrix gives it, and k = 4t .. 4t+3 of the tokens by one 64-bit
+// load, whose two registers are the fragment. (The rows of A that the mma wants in neighbouring
+// registers without the swap are not what a load of neighbouring k fills them with.)
 #pragma once
 
 #include "cutlass/array.h"
@@ -71,6 +78,8 @@ class Mainloop {
   // of those of A, so that there is one to unpack.
   static constexpr bool kStaged = is_staged(kOp, Shape::kM, WarpShape::kM);
   static_assert(!kStaged || (kSlices == 1 && !kFold && WarpShape::kM <= 64));
+  static constexpr bool kSwapped = is_swapped(kOp, WarpShape::kM);
+  static_assert(kSwapped == (kFold && kBf16));
 
   // A step is the k of one B fragment load: 32 (64 for int4 x int4, 16 for unpacked bf16); bf16
   // runs two mma over packed 32.
@@ -78,8 +87,13 @@ class Mainloop {
   static constexpr int kHalves = kBf16 && !kStaged ? 2 : 1;
   static constexpr int kSteps = WarpShape::kK / kStepK;
   static constexpr int kSubsteps = kSteps * kHalves;
-  static constexpr int kMTiles = WarpShape::kM / 16;
+  static constexpr int kMTiles = (WarpShape::kM + 15) / 16;
   static constexpr int kNTiles = WarpShape::kN / 8;
+  // Fragments of A a step, and their registers; those of B.
+  static constexpr int kAFragments = kSwapped ? WarpShape::kM / 8 : kMTiles;
+  static constexpr int kAWords = kSwapped ? 2 : 4;
+  static constexpr int kBFragments = kSwapped ? kNTiles / 2 : kNTiles;
+  static constexpr int kBWords = kSwapped ? 4 : 2;
   static constexpr bool kWideB =
       kOp == GemmOp::kW8A8 || kS4 || kStaged;  // 32 bytes of B a step, else 16
   static constexpr int kBLoads = kWideB ? kNTiles / 2 : kNTiles / 4;  // ldmatrix.x4 a step
@@ -93,12 +107,13 @@ class Mainloop {
 
   static_assert(Shape::kM % WarpShape::kM == 0 && Shape::kN % WarpShape::kN == 0 &&
                 Shape::kK % WarpShape::kK == 0);
-  static_assert(WarpShape::kM % 16 == 0 && WarpShape::kN % (kWideB ? 16 : 32) == 0);
+  static_assert(WarpShape::kM % (kSwapped ? 8 : 16) == 0 &&
+                WarpShape::kN % (kWideB ? 16 : 32) == 0);
   static_assert(WarpShape::kK % kStepK == 0 && kStages >= 2);
   static_assert(kNTiles % kSlices == 0 || kSlices % kNTiles == 0,
                 "slices share the columns of their sum");
 
-  using TileA = SharedTile<Shape::kM, Shape::kK * a_bits(kOp) / 8>;
+  using TileA = SharedTile<Shape::kM, Shape::kK * a_bits(kOp) / 8, kSwapped ? 2 : 1>;
   using TileB = SharedTile<Shape::kN, Shape::kK * b_bits(kOp) / 8>;
   // What fragments of B are read from.
   using TileW =
@@ -128,7 +143,8 @@ class Mainloop {
     alignas(128) uint8_t w[2][TileW::kBytes];
   };
   using Stages = cutlass::platform::conditional_t<kStaged, UnpackedStages, PackedStages>;
-  // Sums of the slices, where they meet.
+  // Sums of the slices, where they meet, and transposed ones are put right.
+  static constexpr bool kExchanges = kSlices > 1 || kSwapped;
   struct Exchange {
     alignas(128) int4 sum[kSlices][WarpCount::kM * WarpCount::kN][kNTiles][kMTiles][32];
   };
@@ -139,7 +155,7 @@ class Mainloop {
     Segment upcoming[4];
     union {
       Stages stages;
-      cutlass::platform::conditional_t<(kSlices > 1), Exchange, Stages> exchange;
+      cutlass::platform::conditional_t<kExchanges, Exchange, Stages> exchange;
     };
   };
   struct GroupStorage : PlainStorage {
@@ -154,8 +170,8 @@ class Mainloop {
   static constexpr int kMagicBits = 0x4B400000;
   static constexpr float kMagic = 12582912.f;
 
-  // Copies run on into the next segment, unless the stages are needed for the sums of slices.
-  static constexpr bool kRunsOn = kSlices == 1;
+  // Copies run on into the next segment, unless the stages are needed to exchange sums.
+  static constexpr bool kRunsOn = !kExchanges;
 
   uint32_t shared_a_;  // stage 0; what else there is in Stages lies at constant distances
   uint32_t shared_w_;  // kStaged: the unpacked tile that is read, the other one is written
@@ -175,6 +191,22 @@ class Mainloop {
   int load_left_ = 0;  // k tiles
   int stage_ = 0;  // of the next k tile to compute
 
+  struct NoGroups {
+    __device__ NoGroups(const GroupParams&, SharedStorage&, int) {}
+  };
+  struct SegmentGroups : Groups {
+    __device__ SegmentGroups(const GroupParams& params, SharedStorage& shared, int columns)
+        : Groups(params, shared.groups, columns) {}
+  };
+  cutlass::platform::conditional_t<kGroups, SegmentGroups, NoGroups> groups_;
+  // High tiles have no registers to keep them in so long, and more products to hide them behind.
+  static constexpr bool kEarlyGroups = kGroups && Shape::kM <= 32;
+
+  __device__ __forceinline__ void fetch_first_groups(const Segment& segment) {
+    groups_.start(segment.tile_n * Shape::kN, segment.k_begin);
+    groups_.fetch_first();
+  }
+
  public:
   __device__ Mainloop(SharedStorage& shared, const Operands& operands, const Schedule& schedule,
                       const GroupParams& group, int warp, int lane)
@@ -184,20 +216,25 @@ class Mainloop {
         operands_(operands),
         schedule_(schedule),
         group_(group),
-        shared_(shared) {
+        shared_(shared),
+        groups_(group, shared, operands.columns) {
     warp_k_ = warp / (WarpCount::kM * WarpCount::kN);
     // Warps of the same rows follow each other, so that rows beyond M leave no scheduler idle.
     warp_m_ = warp % (WarpCount::kM * WarpCount::kN) / WarpCount::kN;
     warp_n_ = warp % WarpCount::kN;
 
-    {
+    if constexpr (kSwapped) {
+      const int row = warp_m_ * WarpShape::kM + lane / 4;
+      lane_a_ =
+          row * TileA::kRowBytes + (((lane % 4 / 2) ^ swizzle<TileA>(row)) * 16) + lane % 2 * 8;
+    } else {
       const int row = warp_m_ * WarpShape::kM + lane % 16;
       lane_a_ = row * TileA::kRowBytes + (((lane / 16) ^ swizzle<TileA>(row)) * 16);
     }
     if constexpr (kWideB) {
       const int row = warp_n_ * WarpShape::kN + lane % 8 + lane / 16 * 8;
       lane_b_ = row * TileW::kRowBytes + (((lane / 8 % 2) ^ swizzle<TileW>(row)) * 16);
-    } else if constexpr (kBf16) {
+    } else if constexpr (kBf16 && !kSwapped) {
       const int row = warp_n_ * WarpShape::kN + lane / 4;
       lane_b_ = row * TileB::kRowBytes + swizzle<TileB>(row) * 16 + lane % 4 / 2 * 4;
     } else {
@@ -217,9 +254,11 @@ class Mainloop {
     return warp_n_ * WarpShape::kN + warp_k_ * kOwnTiles * 8;
   }
 
-  // Starts the copies of the block's segment number `index`, where they do not run already. Returns
-  // at once; what the caller does next overlaps them.
+  // Starts the copies of the block's segment number `index`, where they do not run already, and
+  // ahead of them the loads of its first groups. Returns at once; what the caller does next
+  // overlaps them.
   __device__ __forceinline__ void prologue(const Segment& segment, int index) {
+    if constexpr (kEarlyGroups) fetch_first_groups(segment);
     if (kRunsOn && index > 0) return;
     open(segment, index);
     const auto open_b_next = [&] {
@@ -322,17 +361,27 @@ class Mainloop {
     copy_async_commit();
   }
 
-  __device__ __forceinline__ void fetch_a(uint32_t (&a)[kMTiles][4], int stage, int substep) const {
-    const uint32_t base =
-        shared_a_ + stage * TileA::kBytes + (lane_a_ ^ static_cast<uint32_t>(substep * 32));
-#pragma unroll
-    for (int i = 0; i < kMTiles; ++i) ldmatrix_x4(a[i], base + i * 16 * TileA::kRowBytes);
+  // A lane's offset `offset` bytes of k further on. Only bits that the swizzle touches need XOR;
+  // the others, which no lane has set, are left to the instruction that loads.
+  __device__ __forceinline__ static uint32_t along_k(uint32_t lane, int offset) {
+    return (lane ^ static_cast<uint32_t>(offset & 127)) + static_cast<uint32_t>(offset & ~127);
+  }
+  __device__ __forceinline__ uint32_t address_a(int stage, int substep) const {
+    return shared_a_ + stage * TileA::kBytes + along_k(lane_a_, substep * 32);
   }
 
-  __device__ __forceinline__ void fetch_a_tile(uint32_t (&a)[4], int stage, int substep,
+  __device__ __forceinline__ void fetch_a_tile(uint32_t (&a)[kAWords], int stage, int substep,
                                                int m) const {
-    ldmatrix_x4(a, shared_a_ + stage * TileA::kBytes +
-                       (lane_a_ ^ static_cast<uint32_t>(substep * 32)) + m * 16 * TileA::kRowBytes);
+    const uint32_t address = address_a(stage, substep) + m * (4 * kAWords) * TileA::kRowBytes;
+    if constexpr (kSwapped)
+      load_shared_64(a, address);
+    else
+      ldmatrix_x4(a, address);
+  }
+  __device__ __forceinline__ void fetch_a(uint32_t (&a)[kAFragments][kAWords], int stage,
+                                          int substep) const {
+#pragma unroll
+    for (int i = 0; i < kAFragments; ++i) fetch_a_tile(a[i], stage, substep, i);
   }
 
   // The other unpacked tile.
@@ -345,8 +394,8 @@ class Mainloop {
                                           int step) const {
     constexpr int kStepBytes = kWideB ? 32 : 16;
     constexpr int kRows = kWideB ? 16 : 32;
-    const uint32_t base = tile + (lane_b_ ^ static_cast<uint32_t>(step * kStepBytes));
-    if constexpr (kBf16 && !kStaged) {
+    const uint32_t base = tile + along_k(lane_b_, step * kStepBytes);
+    if constexpr (kBf16 && !kStaged && !kSwapped) {
       const uint32_t halves = lane_ % 2 ? 0x7632 : 0x5410;
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
@@ -374,8 +423,7 @@ class Mainloop {
   // Reads this warp's share of the rows once more, which is cheaper than having every warp add all
   // its fragments: one ldmatrix beside dozens of mma.
   __device__ __forceinline__ void sum_rows(int (&sum)[kSumTiles][2], int stage, int substep) const {
-    const uint32_t base =
-        shared_a_ + stage * TileA::kBytes + (lane_a_ ^ static_cast<uint32_t>(substep * 32));
+    const uint32_t base = address_a(stage, substep);
 #pragma unroll
     for (int i = 0; i < kSumTiles; ++i) {
       const int m = warp_n_ * kSumTiles + i;
@@ -396,20 +444,25 @@ class Mainloop {
 
   __device__ __forceinline__ int warp_column() const { return warp_n_ * WarpShape::kN; }
 
-  // d = a * b + c
-  __device__ __forceinline__ static void multiply(Partial (&d)[4], const uint32_t (&a)[4],
-                                                  const uint32_t (&b)[2], const Partial (&c)[4]) {
-    if constexpr (kBf16)
+  // d = a * b + c, where kSwapped d = b * a + c.
+  __device__ __forceinline__ static void multiply(Partial (&d)[4], const uint32_t (&a)[kAWords],
+                                                  const uint32_t (&b)[kBWords],
+                                                  const Partial (&c)[4]) {
+    if constexpr (kSwapped)
+      mma_bf16(d, b, a, c);
+    else if constexpr (kBf16)
       mma_bf16(d, a, b, c);
     else if constexpr (kS4)
       mma_s4(d, a, b, c);
     else
       mma_s8(d, a, b, c);
   }
-  // d += a * b where `really`
-  __device__ __forceinline__ static void accumulate(Partial (&d)[4], const uint32_t (&a)[4],
-                                                    const uint32_t (&b)[2], bool really) {
-    if constexpr (kBf16)
+  // The same to d itself where `really`.
+  __device__ __forceinline__ static void accumulate(Partial (&d)[4], const uint32_t (&a)[kAWords],
+                                                    const uint32_t (&b)[kBWords], bool really) {
+    if constexpr (kSwapped)
+      accumulate_bf16(d, b, a, really);
+    else if constexpr (kBf16)
       accumulate_bf16(d, a, b, really);
     else if constexpr (kS4)
       accumulate_s4(d, a, b, really);
@@ -432,11 +485,16 @@ class Mainloop {
     }
   }
 
+  // The low nibbles q of x as bytes q + 8.
+  __device__ __forceinline__ static uint32_t offset_nibbles(uint32_t x) {
+    // The highest tiles have no register for the second constant, and more products for each word.
+    if constexpr (kInPlaceA) return (x ^ 0x88888888u) & 0x0F0F0F0Fu;
+    return and_xor(x, 0x0F0F0F0Fu, 0x08080808u);
+  }
   // kBf16: the bfloat16 136 + q of the low (half 0) or the high nibbles of x.
   __device__ __forceinline__ static void widen_nibbles(uint32_t (&b)[2], uint32_t x, int half) {
     // A byte q + 8 below the byte 0x43 is the bfloat16 136 + q.
-    const uint32_t y = x ^ 0x88888888u;
-    const uint32_t v = (half == 0 ? y : y >> 4) & 0x0F0F0F0Fu;
+    const uint32_t v = offset_nibbles(half == 0 ? x : x >> 4);
     b[0] = __byte_perm(v, 0x43434343u, 0x4140);
     b[1] = __byte_perm(v, 0x43434343u, 0x4342);
   }
@@ -460,13 +518,11 @@ class Mainloop {
                                          const UnpackParams& u, int j, int slot) const {
     if constexpr (kMultiplier) {
       const uint32_t m = u.c[j] & 0xFF, c = (u.c[j] >> 8) * 0x01010101u;
-      const uint32_t v = x ^ 0x88888888u;  // nibbles q + 8
-      b[0] = ((v & 0x0F0F0F0Fu) * m + c) ^ 0x80808080u;
-      b[1] = ((v >> 4 & 0x0F0F0F0Fu) * m + c) ^ 0x80808080u;
+      b[0] = (offset_nibbles(x) * m + c) ^ 0x80808080u;
+      b[1] = (offset_nibbles(x >> 4) * m + c) ^ 0x80808080u;
     } else if constexpr (kOp == GemmOp::kW4A8Group && kZeros) {
-      const uint32_t v = x ^ 0x88888888u;
-      b[0] = ((v & 0x0F0F0F0Fu) + u.c[j]) ^ 0x80808080u;
-      b[1] = ((v >> 4 & 0x0F0F0F0Fu) + u.c[j]) ^ 0x80808080u;
+      b[0] = (offset_nibbles(x) + u.c[j]) ^ 0x80808080u;
+      b[1] = (offset_nibbles(x >> 4) + u.c[j]) ^ 0x80808080u;
     } else if constexpr (kTimes16) {
       b[0] = (x * 16u) & 0xF0F0F0F0u;
       b[1] = x & 0xF0F0F0F0u;
@@ -542,19 +598,19 @@ template <GemmOp kOp_, typename Shape_, typename WarpShape_, int kStages_>
 template <bool kZeros, bool kPerStep>
 __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::run(
     const Segment& segment, Result& result, int* a_sum) {
-  Partial partial[kNTiles][kMTiles][4];
-  [[maybe_unused]] float total[kFold ? kNTiles : 1][kFold ? kMTiles : 1][4];
-  uint32_t a[kABuffers][kMTiles][4];
+  Partial partial[kBFragments][kAFragments][4];
+  [[maybe_unused]] float total[kFold ? kBFragments : 1][kFold ? kAFragments : 1][4];
+  uint32_t a[kABuffers][kAFragments][kAWords];
   uint32_t b_raw[2][kBLoads][4];
   int own_sum[kSumTiles][2];
-  // Every column is the row sum.
-  [[maybe_unused]] float a_sum_of_group[kMTiles][4];
+  // kSwapped: every row has the sums of the rows of a.
+  [[maybe_unused]] float a_sum_of_group[kAFragments][4];
 
   constexpr Partial kStart = kOp == GemmOp::kW4A8Group ? Partial(kMagicBits) : Partial(0);
 #pragma unroll
-  for (int j = 0; j < kNTiles; ++j)
+  for (int j = 0; j < kBFragments; ++j)
 #pragma unroll
-    for (int i = 0; i < kMTiles; ++i)
+    for (int i = 0; i < kAFragments; ++i)
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         if constexpr (kFold)
@@ -576,26 +632,20 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   [[maybe_unused]] int slot = 0;
   [[maybe_unused]] int k = segment.k_begin + warp_k_ * WarpShape::kK;  // of this warp's tile
 
-  auto groups = [&] {
-    if constexpr (kGroups)
-      return Groups(group_, shared_.groups, operands_.columns);
-    else
-      return 0;
-  }();
+  // Since the last segment's groups were read a barrier has passed.
+  [[maybe_unused]] auto& groups = groups_;
   if constexpr (kGroups) {
-    groups.start(column_begin, segment.k_begin);
-    groups.fetch_first();
-  }
-  copy_async_wait<kStages - 2>();
-  __syncthreads();
-  if constexpr (kGroups) {
+    if constexpr (!kEarlyGroups) fetch_first_groups(segment);
     if constexpr (kMultiplier) {
       if (threadIdx.x * 32 < Shape::kN) shared_.groups.bad[threadIdx.x] = 0;
       __syncthreads();
     }
     groups.commit_first();
     groups.fetch();
-    __syncthreads();
+  }
+  copy_async_wait<kStages - 2>();
+  __syncthreads();
+  if constexpr (kGroups) {
     if constexpr (kStaged) {
       // The first tile; the others are unpacked while the ones before them are multiplied.
 #pragma unroll
@@ -617,24 +667,32 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   auto fold = [&] {
     if constexpr (kFold) {
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        const int column = warp_column() + lane_ % 4 * 2 + j * 8;
-        const float2 scale =
-            *reinterpret_cast<const float2*>(&shared_.groups.array[Groups::kScale][slot][column]);
+      for (int j = 0; j < kBFragments; ++j) {
+        // Of the two columns that this lane has of the fragment.
+        const auto columns = [&](int which) {
+          const auto& array = shared_.groups.array[which][slot];
+          if constexpr (kSwapped) {
+            const int column = warp_column() + lane_ / 4 + j * 16;
+            return make_float2(__uint_as_float(array[column]), __uint_as_float(array[column + 8]));
+          } else {
+            const int column = warp_column() + lane_ % 4 * 2 + j * 8;
+            return *reinterpret_cast<const float2*>(&array[column]);
+          }
+        };
+        const float2 scale = columns(Groups::kScale);
         float2 offset;
-        if constexpr (kBf16)
-          offset =
-              *reinterpret_cast<const float2*>(&shared_.groups.array[Groups::kRest][slot][column]);
+        if constexpr (kBf16) offset = columns(Groups::kRest);
 #pragma unroll
-        for (int i = 0; i < kMTiles; ++i)
+        for (int i = 0; i < kAFragments; ++i)
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
+            const bool second = kSwapped ? r / 2 : r % 2;
             float p;
             if constexpr (kBf16)
-              p = fmaf(-(r % 2 ? offset.y : offset.x), a_sum_of_group[i][r], partial[j][i][r]);
+              p = fmaf(-(second ? offset.y : offset.x), a_sum_of_group[i][r], partial[j][i][r]);
             else
               p = __int_as_float(partial[j][i][r]) - kMagic;
-            total[j][i][r] = fmaf(p, r % 2 ? scale.y : scale.x, total[j][i][r]);
+            total[j][i][r] = fmaf(p, second ? scale.y : scale.x, total[j][i][r]);
           }
       }
     }
@@ -643,11 +701,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   const Partial start[4] = {kStart, kStart, kStart, kStart};
   // Rows beyond M cost an issue slot, not a product (9.0). There are few predicate registers, so
   // high tiles leave them out by 32. The first rows of a threadblock tile are real.
-  constexpr int kStrip = strip_of(WarpShape::kM) / 16;
-  bool real[kMTiles / kStrip];
+  constexpr int kFragmentRows = WarpShape::kM / kAFragments;
+  constexpr int kStrip = strip_of(kOp, WarpShape::kM) / kFragmentRows;
+  bool real[kAFragments / kStrip];
 #pragma unroll
-  for (int i = 0; i < kMTiles / kStrip; ++i) {
-    const int row = warp_m_ * WarpShape::kM + i * kStrip * 16;
+  for (int i = 0; i < kAFragments / kStrip; ++i) {
+    const int row = warp_m_ * WarpShape::kM + i * kStrip * kFragmentRows;
     real[i] = (WarpCount::kM == 1 && i == 0) || segment.tile_m * Shape::kM + row < operands_.rows;
   }
   // The next tile has landed for every thread, and every warp has read all of this one.
@@ -698,17 +757,25 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       // Sums start afresh where a group does.
       const bool fresh = kFold && (kPerStep ? s % kHalves == 0 : s == 0);
       uint32_t (&raw)[kBLoads][4] = b_raw[step % 2];
-      uint32_t (&fa)[kMTiles][4] = a[s % kABuffers];
+      uint32_t (&fa)[kAFragments][kAWords] = a[s % kABuffers];
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        uint32_t b[2];
+      for (int j = 0; j < kBFragments; ++j) {
+        uint32_t b[kBWords];
         if constexpr (kWideB) {
           b[0] = raw[j / 2][j % 2 * 2];
           b[1] = raw[j / 2][j % 2 * 2 + 1];
+        } else if constexpr (kSwapped) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            uint32_t rows[2];
+            widen_nibbles(rows, raw[j / 2][j % 2 * 2 + h], s % kHalves);
+            b[h] = rows[0];
+            b[h + 2] = rows[1];
+          }
         } else {
           unpack<kZeros>(b, raw[j / 4][j % 4], s % kHalves, params, j, slot);
         }
-        const bool last_j = j == kNTiles - 1;
+        const bool last_j = j == kBFragments - 1;
         if constexpr (kStaged) {
           // The next tile's unpacking is spread over all steps but the last; a chunk comes a few
           // products ahead of its use. Behind the segment's last tile it goes to waste.
@@ -737,10 +804,10 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           }
         }
 #pragma unroll
-        for (int i = 0; i < kMTiles; ++i) {
+        for (int i = 0; i < kAFragments; ++i) {
           // Serpentine over m, so that consecutive instructions share a register operand; but
           // fragments come in the order in which the next step reads them.
-          const int m = j % 2 && !(kInPlaceA && last_j) ? kMTiles - 1 - i : i;
+          const int m = j % 2 && !(kInPlaceA && last_j) ? kAFragments - 1 - i : i;
           if (fresh)
             multiply(partial[j][m], fa[m], b, start);
           else
@@ -749,21 +816,23 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         }
       }
       if constexpr (kFold && kBf16) {
-        const uint32_t ones[2] = {0x3F803F80u, 0x3F803F80u};
+        uint32_t ones[kBWords];
 #pragma unroll
-        for (int i = 0; i < kMTiles; ++i) {
+        for (int r = 0; r < kBWords; ++r) ones[r] = 0x3F803F80u;
+#pragma unroll
+        for (int i = 0; i < kAFragments; ++i) {
           if (fresh)
-            mma_bf16(a_sum_of_group[i], fa[i], ones, start);
+            multiply(a_sum_of_group[i], fa[i], ones, start);
           else
-            mma_bf16(a_sum_of_group[i], fa[i], ones, a_sum_of_group[i]);
+            multiply(a_sum_of_group[i], fa[i], ones, a_sum_of_group[i]);
         }
       }
       if constexpr (kSubsteps % 2 == 1 && !kInPlaceA) {
         if (s == kLast) {
 #pragma unroll
-          for (int i = 0; i < kMTiles; ++i)
+          for (int i = 0; i < kAFragments; ++i)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) a[0][i][r] = a[1][i][r];
+            for (int r = 0; r < kAWords; ++r) a[0][i][r] = a[1][i][r];
         }
       }
       if constexpr (kSteps % 2 == 1) {
@@ -837,17 +906,27 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     }
   }
   const auto hand_over = [&](auto& sums) {
-    if constexpr (kSlices > 1) {
+    if constexpr (kExchanges) {
       // The stages become the place where slices meet: nothing may still be copied there.
       copy_async_wait<0>();
       __syncthreads();
       auto& exchange = shared_.exchange.sum;
       const int at = warp_n_ * WarpCount::kM + warp_m_;
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j)
+      for (int j = 0; j < kBFragments; ++j)
 #pragma unroll
-        for (int i = 0; i < kMTiles; ++i) {
-          exchange[warp_k_][at][j][i][lane_] = reinterpret_cast<const int4&>(sums[j][i]);
+        for (int i = 0; i < kAFragments; ++i) {
+          if constexpr (kSwapped) {
+            // Column 16 * j + 8 * (r / 2) + g of row 8 * i + 2 * t + r % 2, where Result has it.
+            const int g = lane_ / 4, t = lane_ % 4;
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+              int4& to = exchange[warp_k_][at][2 * j + r / 2][i / 2][(2 * t + r % 2) * 4 + g / 2];
+              reinterpret_cast<ElementC*>(&to)[i % 2 * 2 + g % 2] = sums[j][i][r];
+            }
+          } else {
+            exchange[warp_k_][at][j][i][lane_] = reinterpret_cast<const int4&>(sums[j][i]);
+          }
         }
       __syncthreads();
 #pragma unroll

@@ -52,6 +52,10 @@ __device__ __forceinline__ uint32_t load_shared_32(uint32_t address) {
   return x;
 }
 
+__device__ __forceinline__ void load_shared_64(uint32_t (&x)[2], uint32_t address) {
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];\n" : "=r"(x[0]), "=r"(x[1]) : "r"(address));
+}
+
 __device__ __forceinline__ void load_shared_128(uint32_t (&x)[4], uint32_t address) {
   asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -87,6 +91,14 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 __device__ __forceinline__ int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
+}
+
+// (x & y) ^ z in one instruction: with two constants the compiler makes two of it, which take one
+// as an immediate each.
+__device__ __forceinline__ uint32_t and_xor(uint32_t x, uint32_t y, uint32_t z) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6A;\n" : "=r"(d) : "r"(x), "r"(y), "r"(z));
+  return d;
 }
 
 // x * y + z on packed pairs of bfloat16; used with y = 1, where it is an exactly rounded sum.

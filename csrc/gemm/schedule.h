@@ -28,6 +28,25 @@
 
 namespace qutlass {
 
+// Quotients of 0 <= n < 2^31 by a number known ahead, by a multiplication (Granlund and Montgomery,
+// 1994): m = ceil(2^(31 + s) / d) with 2^s >= d is too large by less than 2^s / d, and n times that
+// is not enough to reach the next quotient. A block divides before it can start its copies.
+struct Divisor {
+  int value = 1;
+  uint32_t multiplier = 1u << 31;
+  int shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(int d) : value(d) {
+    while (int64_t{1} << shift < d) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << (31 + shift)) + d - 1) / d);
+  }
+  QUTLASS_HOST_DEVICE int divide(int n) const {
+    const uint64_t product = static_cast<uint64_t>(2 * static_cast<uint32_t>(n)) * multiplier;
+    return static_cast<int>(static_cast<uint32_t>(product >> 32) >> shift);
+  }
+};
+
 struct Segment {
   int tile = 0;  // of the output, in the order of the grid
   int tile_m = 0, tile_n = 0;
@@ -43,13 +62,15 @@ struct Schedule {
   int k = 0;  // K
   int unit = 0;  // k of a unit
   int k_units = 0;  // units of a tile
-  int padded_units = 0;  // the same, rounded up to whole parts where every tile is cut alike
+  Divisor padded_units;  // the same, rounded up to whole parts where every tile is cut alike
   int shared_tiles = 0;  // the first tiles, shared out by units
   int part = 0;  // units a block takes of them
   int blocks = 0;
+  // Tiles of a strip of `width` columns; its columns, and those of the last strip.
+  Divisor strip, strip_columns, last_columns;
 
   // The block that has a tile's first unit.
-  QUTLASS_HOST_DEVICE int first_block(int tile) const { return tile * padded_units / part; }
+  QUTLASS_HOST_DEVICE int first_block(int tile) const { return tile * padded_units.value / part; }
   QUTLASS_HOST_DEVICE int tiles() const { return tiles_m * tiles_n; }
   // Whether any tile is computed by more than one block.
   QUTLASS_HOST_DEVICE bool splits() const { return shared_tiles > 0; }
@@ -59,15 +80,15 @@ struct Schedule {
     int begin = 0, end = k_units;
     int tile = 0, shared_segments = 0;
     if (shared_tiles > 0) {
-      const int all = shared_tiles * padded_units;
+      const int all = shared_tiles * padded_units.value;
       const int low = block * part;
       const int high = low + part < all ? low + part : all;
       if (low < high) {
-        const int last = (high - 1) / padded_units;
-        shared_segments = last - low / padded_units + 1;
+        const int last = padded_units.divide(high - 1);
+        shared_segments = last - padded_units.divide(low) + 1;
         if (index < shared_segments) {
           tile = last - index;
-          const int origin = tile * padded_units;
+          const int origin = tile * padded_units.value;
           if (low > origin) begin = low - origin;
           if (high < origin + k_units) end = high - origin;
         }
@@ -77,12 +98,13 @@ struct Schedule {
       tile = shared_tiles + block + (index - shared_segments) * blocks;
       if (tile >= tiles()) return false;
     }
-    const int column = tile / (width * tiles_m) * width;
-    const int columns = tiles_n - column < width ? tiles_n - column : width;
+    const int column = strip.divide(tile) * width;
+    const bool whole = tiles_n - column >= width;
     const int within = tile - column * tiles_m;
+    const int row = whole ? strip_columns.divide(within) : last_columns.divide(within);
     s->tile = tile;
-    s->tile_m = within / columns;
-    s->tile_n = column + within % columns;
+    s->tile_m = row;
+    s->tile_n = column + within - row * (whole ? strip_columns.value : last_columns.value);
     s->k_begin = begin * unit;
     s->k_end = end == k_units ? k : end * unit;
     s->begins = begin == 0;
@@ -119,12 +141,15 @@ inline Schedule make_schedule(int64_t M, int64_t N, int64_t K, int tile_m, int t
   s.k = static_cast<int>(K);
   s.unit = static_cast<int>(schedule_unit(K, tile_k, group_size));
   s.k_units = static_cast<int>(ceil_div(K, s.unit));
-  s.padded_units = s.k_units;
+  s.padded_units = Divisor(s.k_units);
+  s.strip = Divisor(s.width * s.tiles_m);
+  s.strip_columns = Divisor(s.width);
+  s.last_columns = Divisor(s.tiles_n % s.width > 0 ? s.tiles_n % s.width : s.width);
   const int64_t tiles = static_cast<int64_t>(s.tiles_m) * s.tiles_n;
   if (split_k > 1) {
     s.shared_tiles = static_cast<int>(tiles);
     s.part = static_cast<int>(ceil_div(s.k_units, split_k));
-    s.padded_units = s.part * split_k;
+    s.padded_units = Divisor(s.part * split_k);
     s.blocks = static_cast<int>(tiles * split_k);
     return s;
   }

@@ -21,19 +21,19 @@ namespace qutlass {
 namespace {
 
 // Cycles unless said otherwise.
-constexpr double kSm90S8 = 4.88, kSm90Bf16 = 0.694, kSm90S4 = 348.0;  // a tensor instruction
-constexpr double kUnpackNone = 1.41, kUnpackW4A8 = 4.07, kUnpackGroup = 11.3;
-constexpr double kUnpackMultiplier = 18.2, kUnpackW4A16 = 17.5;
-constexpr double kLoop = 96.1;             // instructions of a warp a k tile besides
+constexpr double kSm90S8 = 3.08, kSm90Bf16 = 0.731, kSm90S4 = 355.0;  // a tensor instruction
+constexpr double kUnpackNone = 0.576, kUnpackW4A8 = 5.24, kUnpackGroup = 10.4;
+constexpr double kUnpackMultiplier = 19.3, kUnpackW4A16 = 17.7, kUnpackSwapped = 11.5;
+constexpr double kLoop = 87.2;             // instructions of a warp a k tile besides
 constexpr double kAlone = 1.39;            // an instruction of a warp that nothing else hides
-constexpr double kIssue = 0.969;            // instructions a cycle and scheduler
-constexpr double kBarrier = 17.4;          // a k tile's wait, shared by the stages in flight
-constexpr double kPrologue = 3810.0;
-constexpr double kEpilogue = 992.0, kEpilogueResult = 170.0;  // a tile; a result of a thread
-constexpr double kSplit = 5290.0, kSplitPart = 1.19;  // a shared tile; 32 results of a part
-constexpr double kOverlap = 0.276;          // how much of the lesser of work and memory shows
-constexpr double kMemoryShare = 0.778;      // of the pin rate
-constexpr double kL2BytesPerCycle = 30.6;    // a multiprocessor
+constexpr double kIssue = 0.972;            // instructions a cycle and scheduler
+constexpr double kBarrier = 19.6;          // a k tile's wait, shared by the stages in flight
+constexpr double kPrologue = 2820.0;
+constexpr double kEpilogue = 1280.0, kEpilogueResult = 191.0;  // a tile; a result of a thread
+constexpr double kSplit = 4100.0, kSplitPart = 1.29;  // a shared tile; 32 results of a part
+constexpr double kOverlap = 0.237;          // how much of the lesser of work and memory shows
+constexpr double kMemoryShare = 0.727;      // of the pin rate
+constexpr double kL2BytesPerCycle = 35.2;    // a multiprocessor
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,7 +61,8 @@ Card card_of(const DeviceInfo& d) {
 }
 
 // Instructions of a warp beside each B fragment (8 columns of one mma's k), to make it.
-double unpacking_of(GemmOp op) {
+double unpacking_of(GemmOp op, int warp_m) {
+  if (is_swapped(op, warp_m)) return kUnpackSwapped;
   switch (op) {
     case GemmOp::kW4A8: return kUnpackW4A8;
     case GemmOp::kW4A8Group: return kUnpackGroup;
@@ -75,7 +76,7 @@ double unpacking_of(GemmOp op) {
 // buffered fragments, addresses.
 int registers_of(const GemmTile& t) {
   const int accumulators = t.warp_m * t.warp_n / 32 * (is_folded(t.op, t.warp_m) ? 2 : 1);
-  const int registers = accumulators + t.warp_m / 16 * 8 + t.warp_n / 8 * 4 + 64;
+  const int registers = accumulators + t.warp_m / 2 + t.warp_n / 2 + 64;
   return (std::min(255, registers) + 7) / 8 * 8;
 }
 
@@ -97,12 +98,12 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   // Instructions of a warp for one k tile.
   const bool bf16 = p.op == GemmOp::kW4A16;
   const int steps = t.warp_k / (p.op == GemmOp::kW4A4 ? 64 : 32) * (bf16 ? 2 : 1);
-  const int m_tiles = t.warp_m / 16, n_tiles = t.warp_n / 8;
+  const double m_tiles = t.warp_m / 16.0, n_tiles = t.warp_n / 8.0;
   const bool fold = is_folded(p.op, t.warp_m);
   const double mma = steps * m_tiles * n_tiles;
   // What several warps read is unpacked once.
   const int sharers = is_staged(p.op, t.m, t.warp_m) ? t.m / t.warp_m : 1;
-  const double instructions = mma + steps * n_tiles * unpacking_of(p.op) / sharers +
+  const double instructions = mma + steps * n_tiles * unpacking_of(p.op, t.warp_m) / sharers +
                               2.0 * steps * m_tiles + kLoop +
                               (fold ? 1.6 * 4 * m_tiles * n_tiles : 0);
 
@@ -130,7 +131,8 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
 
   const double rate = bf16 ? card.mma_bf16 : p.op == GemmOp::kW4A4 ? card.mma_s4 : card.mma_s8;
   // From 9.0 on rows beyond M are not multiplied.
-  const double strips = static_cast<double>(ceil_div(p.M, strip_of(t.warp_m)) * strip_of(t.warp_m));
+  const int strip = strip_of(t.op, t.warp_m);
+  const double strips = static_cast<double>(ceil_div(p.M, strip) * strip);
   const double real = d.sm >= 90 ? strips / (ceil_div(p.M, t.m) * t.m) : 1;
   const double results = t.warp_m * t.warp_n / 32.0 / (t.k / t.warp_k);
   // Of so many blocks side by side.

@@ -10,11 +10,12 @@ using namespace qutlass::device;
 
 // One operand's tile in shared memory: kRows rows of kRowBytes, as they are in global memory, in
 // 16-byte chunks that an XOR permutes so that both the copies and the fragment loads touch every
-// bank once.
-template <int kRows_, int kRowBytes_>
+// bank once. kTogether_: how many neighbouring chunks of a row are read at once.
+template <int kRows_, int kRowBytes_, int kTogether_ = 1>
 struct SharedTile {
   static constexpr int kRows = kRows_;
   static constexpr int kRowBytes = kRowBytes_;
+  static constexpr int kTogether = kTogether_;
   static constexpr int kBytes = kRows * kRowBytes;
   static constexpr int kChunks = kRowBytes / 16;  // of a row
   static_assert(kRowBytes >= 16 && (kRowBytes & (kRowBytes - 1)) == 0, "rows are powers of two");
@@ -24,10 +25,11 @@ struct SharedTile {
 };
 
 // Physical chunk = logical chunk ^ swizzle(row). Any 8 consecutive rows of one logical chunk lie on
-// 8 different bank groups, which is what ldmatrix and cp.async want.
+// 8 different bank groups, which is what ldmatrix and cp.async want; so do any 4 of two
+// neighbouring chunks that are read at once.
 template <typename Tile>
 __host__ __device__ constexpr int swizzle(int row) {
-  return (row / Tile::kRowsPerLine) % Tile::kXorRange;
+  return row / Tile::kRowsPerLine * Tile::kTogether % Tile::kXorRange;
 }
 
 // Where row `row` of a tile of B lies in shared memory when its columns of the output are to be
@@ -39,24 +41,29 @@ __host__ __device__ constexpr int dealt_row(int row) {
 }
 
 // Copies one operand's tiles from global memory, k tile after k tile. kDealt: see dealt_row().
+//
+// A thread has one 16-byte chunk of every line of kColumns chunks of its rows. Lines of 128 bytes,
+// the shortest that one access should cover, leave it the fewest rows: chunks of a row lie at
+// constant distances, so that their copies need no addresses of their own.
 template <typename Tile, int kThreads, bool kDealt = false>
 class TileLoader {
-  static constexpr int kAccesses = Tile::kRows * Tile::kChunks;
-  static constexpr int kIterations = (kAccesses + kThreads - 1) / kThreads;
-  static constexpr int kRowStep = kThreads / Tile::kChunks;  // rows from one access to the next
-  static_assert(kThreads % Tile::kChunks == 0, "each thread stays in one column of chunks");
-  static_assert(kAccesses < kThreads || kAccesses % kThreads == 0, "whole accesses");
+  static constexpr int kLeast = kThreads / Tile::kRows > 8 ? kThreads / Tile::kRows : 8;
+  static constexpr int kColumns = Tile::kChunks < kLeast ? Tile::kChunks : kLeast;
+  static constexpr int kLines = Tile::kChunks / kColumns;  // of a row
+  static constexpr int kRowStep = kThreads / kColumns;  // from a thread's row to its next
+  static constexpr int kRowsOfThread = (Tile::kRows + kRowStep - 1) / kRowStep;
+  // Where the tile has fewer rows than that, some threads are idle.
+  static constexpr bool kAllBusy = kRowStep <= Tile::kRows;
+  static_assert(kThreads % kColumns == 0 && Tile::kChunks % kColumns == 0);
+  static_assert(!kAllBusy || Tile::kRows % kRowStep == 0, "whole accesses");
   static_assert((kRowStep & (kRowStep - 1)) == 0, "a step has no bit in common with a first row");
+  static_assert(kColumns >= Tile::kXorRange, "the swizzle stays within a line");
 
   __host__ __device__ static constexpr int place(int row) { return kDealt ? dealt_row(row) : row; }
 
-  // This thread's first access; cheap to work out again where it is needed.
-  __device__ __forceinline__ static int row() {
-    return static_cast<int>(threadIdx.x) / Tile::kChunks;
-  }
-  __device__ __forceinline__ static int chunk() {
-    return static_cast<int>(threadIdx.x) % Tile::kChunks;
-  }
+  // This thread's first row, and its chunk of a line; cheap to work out again.
+  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / kColumns; }
+  __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kColumns; }
 
   uint32_t shared_;      // offset of the first access in a stage
   const char* pointer_ = nullptr;  // this thread's chunk of its first row, at the current k
@@ -72,19 +79,20 @@ class TileLoader {
                                         int k_end) {
     pointer_ = base + row() * ld + k_begin + chunk() * 16;
     k_left_ = k_end - k_begin - chunk() * 16;
-    // Where the tile has fewer chunks than the block has threads, some are idle.
-    rows_ = kAccesses >= kThreads || row() < Tile::kRows ? rows - row() : 0;
+    rows_ = kAllBusy || row() < Tile::kRows ? rows - row() : 0;
   }
   __device__ __forceinline__ void load(uint32_t shared, int64_t ld) {
-    const int rows = k_left_ > 0 ? rows_ : 0;
     const char* pointer = pointer_;
 #pragma unroll
-    for (int i = 0; i < kIterations; ++i) {
-      // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
-      if (kAccesses >= kThreads || row() < Tile::kRows) {
-        const int down = place(i * kRowStep);
-        copy_async_16(shared + (shared_ ^ swizzle<Tile>(down) * 16) + down * Tile::kRowBytes,
-                      pointer, i * kRowStep < rows);
+    for (int i = 0; i < kRowsOfThread; ++i) {
+      const int down = place(i * kRowStep);
+      const uint32_t to = shared + (shared_ ^ swizzle<Tile>(down) * 16) + down * Tile::kRowBytes;
+#pragma unroll
+      for (int j = 0; j < kLines; ++j) {
+        // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
+        const int rows = k_left_ > j * kColumns * 16 ? rows_ : 0;
+        if (kAllBusy || row() < Tile::kRows)
+          copy_async_16(to + j * kColumns * 16, pointer + j * kColumns * 16, i * kRowStep < rows);
       }
       pointer += kRowStep * ld;
     }

@@ -26,6 +26,11 @@ constexpr bool is_folded(GemmOp op, int wm) {
 // rows do. Multipliers were slower so than in a row whose warps are as high as its tile.
 constexpr bool is_staged(GemmOp op, int m, int wm) { return op == GemmOp::kW4A16 && m > wm; }
 
+// kW4A16: whether the transpose is computed, with the weights as rows of the mma (see Mainloop).
+constexpr bool is_swapped(GemmOp op, int wm) {
+  return op == GemmOp::kW4A16 && !is_weight_scaled(op, wm);
+}
+
 // The smallest groups that a row of a grouped product takes (where there is more than one). Rows
 // for large groups only are spared the code and the registers for groups that change within a k
 // tile.
@@ -49,16 +54,18 @@ constexpr int group_arrays_of(GemmOp op, bool weight_scaled) {
 }
 
 // Rows of a warp that are multiplied or left out together; those beyond M are left out on 9.0.
-constexpr int strip_of(int wm) { return wm > 32 && wm % 32 == 0 ? 32 : 16; }
+constexpr int strip_of(GemmOp op, int wm) {
+  return is_swapped(op, wm) ? 8 : wm > 32 && wm % 32 == 0 ? 32 : 16;
+}
 
 constexpr int align_128(int bytes) { return (bytes + 127) / 128 * 128; }
 
-// Both operands' stages, and two of unpacked weights; with slices of k, the place where their sums
-// meet.
+// Both operands' stages, and two of unpacked weights; with slices of k or swapped operands, the
+// place where sums are exchanged.
 constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk, int stages) {
   const int unpacked = is_staged(op, m, wm) ? 2 * n * k * a_bits(op) / 8 : 0;
   const int operands = (m * a_bits(op) + n * b_bits(op)) * k / 8 * stages + unpacked;
-  const int sums = k > wk ? k / wk * m * n * 4 : 0;
+  const int sums = k > wk || is_swapped(op, wm) ? k / wk * ((m + 15) / 16 * 16) * n * 4 : 0;
   return align_128(operands > sums ? operands : sums);
 }
 

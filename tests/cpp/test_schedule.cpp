@@ -2,6 +2,7 @@
 // Which block computes what: every k of every output tile exactly once, and every tile finished by
 // a block that waits for lower blocks only.
 #include <algorithm>
+#include <climits>
 #include <map>
 #include <string>
 #include <utility>
@@ -72,6 +73,20 @@ void test_walk(const Grid& g) {
   }
 }
 
+void test_divisor() {
+  for (int d : {1, 2, 3, 5, 7, 12, 63, 64, 65, 641, 6700417, 1 << 30, (1 << 30) + 1, INT_MAX}) {
+    const Divisor divisor(d);
+    for (int64_t around : {int64_t{0}, int64_t{d}, int64_t{7} * d, int64_t{INT_MAX}, INT_MAX / 2L,
+                           INT_MAX / int64_t{d} * d}) {
+      for (int64_t n = around - 3; n <= around + 3; ++n) {
+        if (n < 0 || n > INT_MAX) continue;
+        CHECK_EQ_AT(divisor.divide(static_cast<int>(n)), static_cast<int>(n / d),
+                    std::to_string(n) + " / " + std::to_string(d));
+      }
+    }
+  }
+}
+
 void test_order() {
   // Blocks that run together cover `width` columns of tiles.
   const Schedule s = make_schedule(4 * 128, 6 * 256, 512, 128, 256, 128, 512, 1, 8, 3);
@@ -104,6 +119,7 @@ int main() {
     }
   }
   test_order();
+  test_divisor();
   CHECK(schedule_fits(4096, 57344, 8192, 128, 256, 128, 8));
   CHECK(!schedule_fits(int64_t{1} << 31, int64_t{1} << 31, 8192, 16, 64, 128, 1));
   return qutlass::test::finish();
