@@ -6,9 +6,10 @@
     python tools/fit_selection.py rows.jsonl --held-out 4096x14336 8192x8192
 
 The estimate is that of tools/cost_model.py for the GPU that was measured (by default an H200: 132
-multiprocessors, 228 KiB of shared memory each, 4.8 TB/s), and the search starts at the constants that
-select.cpp has. What is minimised is mostly regret, the chosen row's time over the best row's, and a
-little the error of the estimate; the search is a random walk, so runs differ in the last digits.
+multiprocessors, 228 KiB of shared memory each, 4.8 TB/s), and the search starts at the constants
+that select.cpp has. What is minimised is mostly regret, the chosen row's time over the best row's,
+and a little the error of the estimate; the search is a random walk, so runs differ in the last
+digits.
 Prints regret, the worst choices and the constants.
 
 Layers held out take no part in the search; regret on them stands apart. Since those of select.cpp

@@ -5,10 +5,11 @@
 // It only has to rank.
 //
 // The constants below were fitted by tools/fit_selection.py to times of all rows and schedules, M
-// from 1 to 4096, on an H100 (bench/results/nvidia-h100-80gb-hbm3/rows.jsonl): regret 1.026 in the
-// geometric mean over 504 problems, 2.0 worst (emulated W4A4; without it 1.017 and 1.20); on five
-// other layers 1.019 and 1.37. What a card is - tensor rate, bandwidth, multiprocessors, shared
-// memory - stands apart from them, so that other cards are extrapolated.
+// from 1 to 4096, on an H200. On bench/results/nvidia-h200/rows.jsonl regret is 1.030 in the
+// geometric mean over 546 problems and 1.6 worst (emulated W4A4; without it 1.019 and 1.26 over
+// 455), on an H100 1.022 and 1.29 over those 455, on five layers outside the fit 1.028 and 1.52.
+// What a card is - tensor rate, bandwidth, multiprocessors, shared memory - stands apart from them,
+// so that other cards are extrapolated.
 #include <algorithm>
 #include <cmath>
 
