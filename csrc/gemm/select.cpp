@@ -25,23 +25,23 @@ namespace {
 constexpr double kSm90S8 = 3.08, kSm90Bf16 = 0.731, kSm90S4 = 355.0;  // a tensor instruction
 constexpr double kUnpackNone = 0.576, kUnpackW4A8 = 5.24, kUnpackGroup = 10.4;
 constexpr double kUnpackMultiplier = 19.3, kUnpackW4A16 = 17.7, kUnpackSwapped = 11.5;
-constexpr double kLoop = 87.2;             // instructions of a warp a k tile besides
-constexpr double kAlone = 1.39;            // an instruction of a warp that nothing else hides
-constexpr double kIssue = 0.972;            // instructions a cycle and scheduler
-constexpr double kBarrier = 19.6;          // a k tile's wait, shared by the stages in flight
+constexpr double kLoop = 87.2;  // instructions of a warp a k tile besides
+constexpr double kAlone = 1.39;  // an instruction of a warp that nothing else hides
+constexpr double kIssue = 0.972;  // instructions a cycle and scheduler
+constexpr double kBarrier = 19.6;  // a k tile's wait, shared by the stages in flight
 constexpr double kPrologue = 2820.0;
 constexpr double kEpilogue = 1280.0, kEpilogueResult = 191.0;  // a tile; a result of a thread
 constexpr double kSplit = 4100.0, kSplitPart = 1.29;  // a shared tile; 32 results of a part
-constexpr double kOverlap = 0.237;          // how much of the lesser of work and memory shows
-constexpr double kMemoryShare = 0.727;      // of the pin rate
-constexpr double kL2BytesPerCycle = 35.2;    // a multiprocessor
+constexpr double kOverlap = 0.237;  // how much of the lesser of work and memory shows
+constexpr double kMemoryShare = 0.727;  // of the pin rate
+constexpr double kL2BytesPerCycle = 35.2;  // a multiprocessor
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Card {
-  double clock;       // cycles/us under load
+  double clock;  // cycles/us under load
   double mma_s8, mma_bf16, mma_s4;  // cycles of a scheduler for one instruction
-  double bandwidth;   // device memory, bytes/us
+  double bandwidth;  // device memory, bytes/us
   double l2_bandwidth;
 };
 
@@ -138,8 +138,8 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   const double results = t.warp_m * t.warp_n / 32.0 / (t.k / t.warp_k);
   // Of so many blocks side by side.
   const auto k_tile = [&](double side) {
-    double limits[] = {mma * real * rate * warps / 4 * side,                   // tensor units
-                       instructions * warps / 4 * side / kIssue,               // schedulers
+    double limits[] = {mma * real * rate * warps / 4 * side,  // tensor units
+                       instructions * warps / 4 * side / kIssue,  // schedulers
                        instructions * kAlone + kBarrier / (t.stages - 1)};  // one warp's latency
     std::sort(limits, limits + 3);
     return std::pow(std::pow(limits[2], 4) + std::pow(0.5 * limits[1], 4), 0.25);
