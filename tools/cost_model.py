@@ -95,19 +95,19 @@ def find_card(sm: int, bandwidth: float | None = None) -> Card:
     )
 
 
+def is_swapped(op: str, warp_m: int) -> bool:
+    """As in tiles.h."""
+    return op == "w4a16" and warp_m <= 32
+
+
 def is_folded(op: str, warp_m: int) -> bool:
     """As in tiles.h."""
-    return op == "w4a8_group" or (op == "w4a16" and warp_m <= 32)
+    return op == "w4a8_group" or is_swapped(op, warp_m)
 
 
 def is_staged(op: str, m: int, warp_m: int) -> bool:
     """As in tiles.h."""
     return op == "w4a16" and m > warp_m
-
-
-def is_swapped(op: str, warp_m: int) -> bool:
-    """As in tiles.h."""
-    return op == "w4a16" and warp_m <= 32
 
 
 def strip_of(op: str, warp_m: int) -> int:

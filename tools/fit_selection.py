@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=100.0, help="how long to search")
     parser.add_argument("--multiprocessors", type=int, default=132)
     parser.add_argument(
-        "--bandwidth", type=float, default=4.8, help="of device memory, TB/s (H100: 3.35)"
+        "--bandwidth", type=float, help="of device memory, TB/s; an H100's is 3.35 (default: H200)"
     )
     parser.add_argument("--smem", type=int, default=228 << 10, help="bytes a multiprocessor")
     parser.add_argument(
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     card = replace(
-        find_card(90, bandwidth=args.bandwidth * 1e6),
+        find_card(90, bandwidth=args.bandwidth and args.bandwidth * 1e6),
         sm_count=args.multiprocessors,
         smem_per_sm=args.smem,
     )

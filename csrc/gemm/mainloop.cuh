@@ -79,7 +79,6 @@ class Mainloop {
   static constexpr bool kStaged = is_staged(kOp, Shape::kM, WarpShape::kM);
   static_assert(!kStaged || (kSlices == 1 && !kFold && WarpShape::kM <= 64));
   static constexpr bool kSwapped = is_swapped(kOp, WarpShape::kM);
-  static_assert(kSwapped == (kFold && kBf16));
 
   // A step is the k of one B fragment load: 32 (64 for int4 x int4, 16 for unpacked bf16); bf16
   // runs two mma over packed 32.
@@ -681,14 +680,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         };
         const float2 scale = columns(Groups::kScale);
         float2 offset;
-        if constexpr (kBf16) offset = columns(Groups::kRest);
+        if constexpr (kSwapped) offset = columns(Groups::kRest);
 #pragma unroll
         for (int i = 0; i < kAFragments; ++i)
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
             const bool second = kSwapped ? r / 2 : r % 2;
             float p;
-            if constexpr (kBf16)
+            if constexpr (kSwapped)
               p = fmaf(-(second ? offset.y : offset.x), a_sum_of_group[i][r], partial[j][i][r]);
             else
               p = __int_as_float(partial[j][i][r]) - kMagic;
@@ -815,7 +814,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           if (kInPlaceA && last_j) fetch_a_tile(fa[m], fetch_stage, next, m);
         }
       }
-      if constexpr (kFold && kBf16) {
+      if constexpr (kSwapped) {
         uint32_t ones[kBWords];
 #pragma unroll
         for (int r = 0; r < kBWords; ++r) ones[r] = 0x3F803F80u;

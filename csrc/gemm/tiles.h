@@ -16,20 +16,19 @@ constexpr bool is_grouped(GemmOp op) {
 
 // kW4A16: whether scales multiply the weights, or the sums of each group (see Mainloop).
 constexpr bool is_weight_scaled(GemmOp op, int wm) { return op == GemmOp::kW4A16 && wm > 32; }
+// kW4A16: whether the transpose is computed, with the weights as rows of the mma (see Mainloop).
+constexpr bool is_swapped(GemmOp op, int wm) {
+  return op == GemmOp::kW4A16 && !is_weight_scaled(op, wm);
+}
 // Whether sums of groups are folded into float32 totals, which take as many registers again.
 constexpr bool is_folded(GemmOp op, int wm) {
-  return op == GemmOp::kW4A8Group || (op == GemmOp::kW4A16 && !is_weight_scaled(op, wm));
+  return op == GemmOp::kW4A8Group || is_swapped(op, wm);
 }
 
 // kW4A16: whether weights are unpacked into shared memory, a k tile ahead and once for all warps
 // that read them, rather than by each warp into registers (see Mainloop): where warps of different
 // rows do. Multipliers were slower so than in a row whose warps are as high as its tile.
 constexpr bool is_staged(GemmOp op, int m, int wm) { return op == GemmOp::kW4A16 && m > wm; }
-
-// kW4A16: whether the transpose is computed, with the weights as rows of the mma (see Mainloop).
-constexpr bool is_swapped(GemmOp op, int wm) {
-  return op == GemmOp::kW4A16 && !is_weight_scaled(op, wm);
-}
 
 // The smallest groups that a row of a grouped product takes (where there is more than one). Rows
 // for large groups only are spared the code and the registers for groups that change within a k
@@ -82,7 +81,7 @@ constexpr int vector_bytes_of(GemmOp op, int m, int n) {
   return 2 * (12 * n + (is_grouped(op) ? 8 : 12) * m);
 }
 
-// Two segments first.
+// The segments that copies go on to first.
 constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, int wk,
                             int stages) {
   return align_128(128 + stages_bytes_of(op, m, n, k, wm, wk, stages) +
