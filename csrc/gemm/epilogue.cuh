@@ -25,19 +25,18 @@
 
 namespace qutlass::threadblock {
 
-// Row sums of a, which the mainloop collects where b has zero points and no groups (kSums).
-template <int M, bool kSums>
-struct RowSums {
-  alignas(16) int sums[M];  // Σ_k a
-  __device__ int* a_sum() { return sums; }
+// What zero points of b take where there are no groups (kZeros): they are one a column, and the
+// mainloop collects the row sums of a that they multiply.
+template <int M, int N, bool kZeros>
+struct ZeroPoints {
+  alignas(16) int a_sum[M];  // Σ_k a
+  alignas(16) int b_zero[N];
 };
-template <int M>
-struct RowSums<M, false> {
-  __device__ int* a_sum() { return nullptr; }
-};
+template <int M, int N>
+struct ZeroPoints<M, N, false> {};
 // The vectors one output tile needs, in shared memory.
-template <int M, int N, typename Term_, bool kSums>
-struct TileVectors : RowSums<M, kSums> {
+template <int M, int N, typename Term_, bool kZeros>
+struct TileVectors : ZeroPoints<M, N, kZeros> {
   using Term = Term_;              // as the accumulators
   alignas(16) float b_scale[N];
   alignas(16) Term column_term[N];  // Σ_k (b - b_zero), scaled where the accumulators are
@@ -332,14 +331,7 @@ struct EpilogueFor {
   __device__ __forceinline__ static void visit(const EpilogueContext& context,
                                                const Segment& segment,
                                                typename Mainloop::Result& result, int lane) {
-    // kW4A16 leaves no registers for quads, nor does one row of kW4A8 on 8.0.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
-    constexpr bool kCrowded =
-        Mainloop::kOp == GemmOp::kW4A8 && Shape::kM == 128 && Shape::kN == 128;
-#else
-    constexpr bool kCrowded = false;
-#endif
-    constexpr bool kQuads = !kWhole && kPack == 4 && Mainloop::kOp != GemmOp::kW4A16 && !kCrowded;
+    constexpr bool kQuads = !kWhole && kPack == 4;
     using Tree = Tree<EpilogueSteps<kAScale, kBScale, kGeneral, kWhole, kQuads>>;
     using Accumulator = typename Mainloop::ElementC;
     typename Tree::Params params;

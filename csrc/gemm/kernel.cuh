@@ -67,6 +67,7 @@ class QuantizedGemm {
     threadblock::EpilogueParams epilogue;
     uint64_t* flags = nullptr;
     char* partials = nullptr;
+    bool quads = false;  // see column_terms
 
     Params() = default;
     Params(Arguments const& args, int sm_count, int blocks_per_sm)
@@ -95,6 +96,8 @@ class QuantizedGemm {
       group.groups = static_cast<int>(g.groups());
       while (group.groups > 1 && int64_t{1} << group.group_shift > g.group_size)
         --group.group_shift;
+
+      quads = Mma::kGroups && in_quads(g);
 
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);
@@ -150,7 +153,7 @@ class QuantizedGemm {
       }
 
       typename Mma::Result result;
-      mma(segment, result, v.a_sum());
+      mma(segment, result, v);
       // Worked out again, which is cheaper than keeping it in registers through the products.
       params.schedule.segment(blockIdx.x, index, &segment);
 
@@ -160,6 +163,10 @@ class QuantizedGemm {
         if (!segment.begins) collect(params, v, segment, result, thread);
         // Copies of vectors are of the age of the segment's first tiles.
         if (segment.k_end - segment.k_begin <= Shape::kK * kStages) copy_async_wait<0>();
+        if constexpr (!Mma::kGroups) {
+          if (params.gemm.a_zero.present() && params.gemm.b_zero.present())
+            subtract_zeros(params, v, thread);
+        }
         __syncthreads();
         const threadblock::EpilogueContext context{&params.epilogue, &v, mma.result_row(),
                                                    mma.result_column()};
@@ -208,7 +215,7 @@ class QuantizedGemm {
     const GemmArguments& g = params.gemm;
     const bool general = params.epilogue.general;
     if constexpr (!Mma::kGroups) {
-      for (int i = thread; i < Shape::kM; i += kThreadCount) v.a_sum()[i] = 0;
+      for (int i = thread; i < Shape::kM; i += kThreadCount) v.a_sum[i] = 0;
     }
     if (!s.ends) return;
     for (int i = thread; i < Shape::kN; i += kThreadCount) {
@@ -219,10 +226,7 @@ class QuantizedGemm {
       if (!g.a_zero.present()) {
         v.column_term[i] = 0;
       } else if constexpr (!Mma::kGroups) {
-        if (g.b_zero.present())
-          v.column_term[i] = column_term(g, n);
-        else
-          bring(&v.column_term[i], g.b_sum, n, 0);
+        bring(&v.column_term[i], g.b_sum, n, 0);
       }
     }
     for (int i = thread; i < Shape::kM; i += kThreadCount) {
@@ -232,43 +236,84 @@ class QuantizedGemm {
     }
   }
 
-  // What a_zero multiplies: Σ_k (b - b_zero) of one row of b, modulo 2^32.
-  __device__ static int column_term(GemmArguments const& g, int64_t n) {
-    const int sum = __ldg(static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride);
-    const int zero = load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride);
-    return static_cast<int>(static_cast<uint32_t>(sum) -
-                            static_cast<uint32_t>(g.K) * static_cast<uint32_t>(zero));
+  // What a_zero multiplies: Σ_k (b - b_zero) of a row of b, modulo 2^32. The sums of b are there.
+  __device__ static void subtract_zeros(Params const& params, Vectors& v, int thread) {
+    // Each thread goes on with what it brought itself.
+    for (int i = thread; i < Shape::kN; i += kThreadCount)
+      v.column_term[i] -= static_cast<int>(params.gemm.K) * v.b_zero[i];
   }
 
   // The same with groups: Σ_groups m * (sum - g * zero) with multipliers, Σ_groups scale * (sum -
-  // g * zero), a float, with scales. Neighbouring threads share a column; each has many
-  // loads under way at once, which is what this waits for.
+  // g * zero), a float, with scales. This waits for its loads, so threads have many of them under
+  // way, of four groups each where that is possible.
   __device__ static void column_terms(Params const& params, Vectors& v, Segment const& s,
                                       int thread) {
     const GemmArguments& g = params.gemm;
+    if (!params.quads)
+      column_terms_of<1, float>(params, v, s, thread);
+    else if (Mma::kMultiplier || g.b_scale.dtype == DType::kFloat32)
+      column_terms_of<4, float>(params, v, s, thread);
+    else
+      column_terms_of<4, uint16_t>(params, v, s, thread);
+  }
+  // Whether arrays of groups can be read by four: int8 zero points, and all is aligned.
+  static bool in_quads(GemmArguments const& g) {
+    const auto aligned = [](const void* data, int bytes) {
+      return reinterpret_cast<uintptr_t>(data) % (4 * bytes) == 0;
+    };
+    return g.groups() % 4 == 0 && aligned(g.b_sum.data, 4) &&
+           (!g.b_zero.present() || g.b_zero.dtype == DType::kInt8) && aligned(g.b_zero.data, 1) &&
+           (Mma::kMultiplier ? aligned(g.b_multiplier, 1)
+                             : aligned(g.b_scale.data, size_of(g.b_scale.dtype)));
+  }
+  // kCount neighbours.
+  template <int kCount, typename T>
+  __device__ __forceinline__ static cutlass::AlignedArray<T, kCount> load_some(const void* data,
+                                                                               int64_t at) {
+    return *reinterpret_cast<const cutlass::AlignedArray<T, kCount>*>(static_cast<const T*>(data) +
+                                                                      at);
+  }
+  // kCount: groups that a thread reads at once. Scale: where it is four, the width of scales.
+  template <int kCount, typename Scale>
+  __device__ static void column_terms_of(Params const& params, Vectors& v, Segment const& s,
+                                         int thread) {
+    const GemmArguments& g = params.gemm;
     const int groups = params.group.groups;
-    constexpr int kSharers = kThreadCount > Shape::kN ? kThreadCount / Shape::kN : 1;
+    // Neighbouring threads share a column.
+    constexpr int kSharers = kThreadCount > 4 * Shape::kN ? kThreadCount / Shape::kN : 4;
     static_assert(kSharers <= 32 && (kSharers & (kSharers - 1)) == 0);
     static_assert(Shape::kN % (kThreadCount / kSharers) == 0, "all threads have as many columns");
     const int sharer = thread % kSharers;
     // All threads go round as often as each other, see StoreBf16Node::exchange.
     for (int first = 0; first < Shape::kN; first += kThreadCount / kSharers) {
       const int column = first + thread / kSharers;
-      const int64_t n = min(s.tile_n * Shape::kN + column, static_cast<int>(g.N) - 1);
+      const int64_t row =
+          int64_t{min(s.tile_n * Shape::kN + column, static_cast<int>(g.N) - 1)} * groups;
       typename Vectors::Term term = 0;
-#pragma unroll 8
-      for (int base = 0; base < groups; base += kSharers) {
-        const int i = base + sharer;
+#pragma unroll 4
+      for (int base = 0; base < groups; base += kCount * kSharers) {
+        const int i = base + kCount * sharer;
         if (i >= groups) continue;
-        const int sum = __ldg(static_cast<const int*>(g.b_sum.data) + n * g.b_sum.stride + i);
-        const int zero = g.b_zero.present()
-                             ? load_int(g.b_zero.data, g.b_zero.dtype, n * g.b_zero.stride + i)
-                             : 0;
-        const int part = sum - static_cast<int>(g.group_size) * zero;
+        const auto sum = load_some<kCount, int>(g.b_sum.data, row + i);
+        cutlass::AlignedArray<signed char, kCount> zero{};
+        if (kCount > 1 && g.b_zero.present())
+          zero = load_some<kCount, signed char>(g.b_zero.data, row + i);
+        const auto part = [&](int e) {
+          int z = zero[e];
+          if (kCount == 1 && g.b_zero.present())
+            z = load_int(g.b_zero.data, g.b_zero.dtype, row + i);
+          return sum[e] - static_cast<int>(g.group_size) * z;
+        };
         if constexpr (Mma::kMultiplier) {
-          term += __ldg(g.b_multiplier + n * groups + i) * part;
+          const auto m = load_some<kCount, uint8_t>(g.b_multiplier, row + i);
+#pragma unroll
+          for (int e = 0; e < kCount; ++e) term += m[e] * part(e);
+        } else if constexpr (kCount == 1) {
+          term += load_float(g.b_scale.data, g.b_scale.dtype, row + i) * part(0);
         } else {
-          term += load_float(g.b_scale.data, g.b_scale.dtype, n * g.b_scale.stride + i) * part;
+          const auto scale = load_some<kCount, Scale>(g.b_scale.data, row + i);
+#pragma unroll
+          for (int e = 0; e < kCount; ++e) term += to_float(scale[e], g.b_scale.dtype) * part(e);
         }
       }
 #pragma unroll
@@ -276,6 +321,11 @@ class QuantizedGemm {
         term += __shfl_xor_sync(0xffffffffu, term, distance);
       if (sharer == 0) v.column_term[column] = term;
     }
+  }
+  __device__ __forceinline__ static float to_float(float x, DType) { return x; }
+  __device__ __forceinline__ static float to_float(uint16_t x, DType dtype) {
+    return dtype == DType::kFloat16 ? __half2float(__ushort_as_half(x))
+                                    : __uint_as_float(static_cast<uint32_t>(x) << 16);
   }
 
   // Columns with weights that left int8 become NaN rather than wrong. Whether there are any.

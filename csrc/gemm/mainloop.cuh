@@ -43,6 +43,16 @@ struct Operands {
   int rows = 0, columns = 0;  // M, N
 };
 
+// Calls f with the constants 0 .. kCount - 1. What is a loop in the source is a sequence for the
+// compiler, which unrolls loops as large as the mainloop's only as long as it thinks them small.
+template <int kCount, int kIndex = 0, typename F>
+__device__ __forceinline__ void for_each_index(const F& f) {
+  if constexpr (kIndex < kCount) {
+    f(cutlass::platform::integral_constant<int, kIndex>{});
+    for_each_index<kCount, kIndex + 1>(f);
+  }
+}
+
 // kOp_: the product. Shape_, WarpShape_: elements (GemmShape). kStages_: tiles in flight + 1.
 template <GemmOp kOp_, typename Shape_, typename WarpShape_, int kStages_>
 class Mainloop {
@@ -101,8 +111,11 @@ class Mainloop {
   // product that reads that.
   static constexpr bool kInPlaceA = kMTiles >= 8;
   static constexpr int kABuffers = kInPlaceA ? 1 : 2;
-  // Row sums of a are shared out over the warps that read the same rows.
+  // Row sums of a are shared out over the warps that read the same rows, each of which reads its
+  // share once more: that is cheaper than having every warp add all its fragments. What has no
+  // others to share with adds the fragments it has.
   static constexpr int kSumTiles = (kMTiles + WarpCount::kN - 1) / WarpCount::kN;
+  static constexpr bool kSumsOwn = WarpCount::kN == 1;
 
   static_assert(Shape::kM % WarpShape::kM == 0 && Shape::kN % WarpShape::kN == 0 &&
                 Shape::kK % WarpShape::kK == 0);
@@ -283,9 +296,11 @@ class Mainloop {
     }
   }
 
-  // The sums of a segment. a_sum: shared memory, zeros, one a row of the threadblock tile; where b
-  // has zero points the row sums of a are collected there.
-  __device__ __forceinline__ void operator()(const Segment& segment, Result& result, int* a_sum) {
+  // The sums of a segment. vectors: the tile's TileVectors. Without groups, and where b has zero
+  // points, they come to stand there, and the row sums of a, which are zeros before.
+  template <typename Vectors>
+  __device__ __forceinline__ void operator()(const Segment& segment, Result& result,
+                                             Vectors& vectors) {
     if constexpr (kGroups) {
       // Groups that a warp's share of a k tile does not lie in whole change between steps.
       const bool per_step =
@@ -296,20 +311,20 @@ class Mainloop {
         const bool fractional = group_.b_zero != nullptr && group_.b_zero_dtype != DType::kInt8 &&
                                 group_.b_zero_dtype != DType::kInt32;
         if (fractional || group_.b_scale_dtype != DType::kBFloat16)
-          return run<true, true>(segment, result, a_sum);
-        return run<false, true>(segment, result, a_sum);
+          return run<true, true>(segment, result, vectors);
+        return run<false, true>(segment, result, vectors);
       }
       if constexpr (kOp == GemmOp::kW4A8Group) {
         if (group_.b_zero != nullptr) {
-          if (per_step) return run<true, true>(segment, result, a_sum);
-          return run<true, false>(segment, result, a_sum);
+          if (per_step) return run<true, true>(segment, result, vectors);
+          return run<true, false>(segment, result, vectors);
         }
       }
-      if (per_step) return run<false, true>(segment, result, a_sum);
+      if (per_step) return run<false, true>(segment, result, vectors);
     } else {
-      if (group_.b_zero != nullptr) return run<true, false>(segment, result, a_sum);
+      if (group_.b_zero != nullptr) return run<true, false>(segment, result, vectors);
     }
-    run<false, false>(segment, result, a_sum);
+    run<false, false>(segment, result, vectors);
   }
 
  private:
@@ -408,37 +423,25 @@ class Mainloop {
     }
   }
 
-  // Sum of the four int8 (eight int4, times 16) of a register.
-  __device__ __forceinline__ static int sum_of(uint32_t x, int sum) {
-    constexpr int kOnes = 0x01010101;
-    if constexpr (kS4) {
-      sum = __dp4a(static_cast<int>(x & 0xF0F0F0F0u), kOnes, sum);
-      return __dp4a(static_cast<int>((x << 4) & 0xF0F0F0F0u), kOnes, sum);
-    } else {
-      return __dp4a(static_cast<int>(x), kOnes, sum);
-    }
+  // Adds the values of each row of a fragment to those of sum: a product with ones, whose columns
+  // are all the row's sum.
+  __device__ __forceinline__ static void sum_fragment(Partial (&sum)[4],
+                                                      const uint32_t (&a)[kAWords]) {
+    constexpr uint32_t kOne = kBf16 ? 0x3F803F80u : kS4 ? 0x11111111u : 0x01010101u;
+    uint32_t ones[kBWords];
+#pragma unroll
+    for (int r = 0; r < kBWords; ++r) ones[r] = kOne;
+    multiply(sum, a, ones, sum);
   }
 
-  // Reads this warp's share of the rows once more, which is cheaper than having every warp add all
-  // its fragments: one ldmatrix beside dozens of mma.
-  __device__ __forceinline__ void sum_rows(int (&sum)[kSumTiles][2], int stage, int substep) const {
-    const uint32_t base = address_a(stage, substep);
+  // This warp's share of the rows once more.
+  __device__ __forceinline__ void fetch_share(uint32_t (&a)[kSumTiles][kAWords], int stage,
+                                              int substep) const {
 #pragma unroll
     for (int i = 0; i < kSumTiles; ++i) {
       const int m = warp_n_ * kSumTiles + i;
-      if (m < kMTiles) {
-        uint32_t x[4];
-        ldmatrix_x4(x, base + m * 16 * TileA::kRowBytes);
-        sum[i][0] = sum_of(x[2], sum_of(x[0], sum[i][0]));
-        sum[i][1] = sum_of(x[3], sum_of(x[1], sum[i][1]));
-      }
+      if (kMTiles % WarpCount::kN == 0 || m < kMTiles) fetch_a_tile(a[i], stage, substep, m);
     }
-  }
-
-  // Adds the four lanes of a quad; each then holds the sum.
-  __device__ __forceinline__ static int quad_sum(int x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    return x + __shfl_xor_sync(0xffffffffu, x, 2);
   }
 
   __device__ __forceinline__ int warp_column() const { return warp_n_ * WarpShape::kN; }
@@ -589,19 +592,19 @@ class Mainloop {
 
   // kZeros: zero points of the weights take part in unpacking, or need row sums of a; kWeightScale:
   // or scales are not bfloat16. kPerStep: groups change between steps, not only between k tiles.
-  template <bool kZeros, bool kPerStep>
-  __device__ __forceinline__ void run(const Segment& segment, Result& result, int* a_sum);
+  template <bool kZeros, bool kPerStep, typename Vectors>
+  __device__ __forceinline__ void run(const Segment& segment, Result& result, Vectors& vectors);
 };
 
 template <GemmOp kOp_, typename Shape_, typename WarpShape_, int kStages_>
-template <bool kZeros, bool kPerStep>
+template <bool kZeros, bool kPerStep, typename Vectors>
 __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::run(
-    const Segment& segment, Result& result, int* a_sum) {
+    const Segment& segment, Result& result, Vectors& vectors) {
   Partial partial[kBFragments][kAFragments][4];
   [[maybe_unused]] float total[kFold ? kBFragments : 1][kFold ? kAFragments : 1][4];
   uint32_t a[kABuffers][kAFragments][kAWords];
   uint32_t b_raw[2][kBLoads][4];
-  int own_sum[kSumTiles][2];
+  int own_sum[kSumTiles][4];
   // kSwapped: every row has the sums of the rows of a.
   [[maybe_unused]] float a_sum_of_group[kAFragments][4];
 
@@ -618,11 +621,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           partial[j][i][r] = kStart;
       }
 #pragma unroll
-  for (int i = 0; i < kSumTiles; ++i) own_sum[i][0] = own_sum[i][1] = 0;
+  for (int i = 0; i < kSumTiles; ++i)
+#pragma unroll
+    for (int r = 0; r < 4; ++r) own_sum[i][r] = 0;
 
   // Grouped products apply zero points to the weights as they unpack them; the others subtract
   // b_zero[n] * (row sum of a) at the end.
   constexpr bool kRowSums = !kGroups && kZeros;
+  constexpr bool kSumShare = kRowSums && !kSumsOwn;
   const int tiles = (segment.k_end - segment.k_begin + Shape::kK - 1) / Shape::kK;
   const int column_begin = segment.tile_n * Shape::kN;
 
@@ -630,6 +636,23 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   [[maybe_unused]] Chunk chunk;
   [[maybe_unused]] int slot = 0;
   [[maybe_unused]] int k = segment.k_begin + warp_k_ * WarpShape::kK;  // of this warp's tile
+
+  // Zero points are on their way while the first tile is.
+  constexpr int kZeroColumns = kRowSums ? (Shape::kN + kThreads - 1) / kThreads : 1;
+  [[maybe_unused]] int b_zero[kZeroColumns];
+  const auto for_zero_columns = [&](const auto& visit) {
+#pragma unroll
+    for (int i = 0; i < kZeroColumns; ++i) {
+      const int column = static_cast<int>(threadIdx.x) + i * kThreads;
+      if ((i + 1) * kThreads <= Shape::kN || column < Shape::kN) visit(b_zero[i], column);
+    }
+  };
+  if constexpr (kRowSums) {
+    for_zero_columns([&](int& zero, int column) {
+      const int64_t n = min(column_begin + column, operands_.columns - 1);
+      zero = load_int(group_.b_zero, group_.b_zero_dtype, n * group_.b_zero_stride);
+    });
+  }
 
   // Since the last segment's groups were read a barrier has passed.
   [[maybe_unused]] auto& groups = groups_;
@@ -643,6 +666,8 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     groups.fetch();
   }
   copy_async_wait<kStages - 2>();
+  if constexpr (kRowSums)
+    for_zero_columns([&](int zero, int column) { vectors.b_zero[column] = zero; });
   __syncthreads();
   if constexpr (kGroups) {
     if constexpr (kStaged) {
@@ -660,7 +685,6 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   }
   fetch_a(a[0], stage_, 0);
   fetch_b(b_raw[0], kStaged ? shared_w_ : stage_b(stage_), 0);
-  if (kRowSums) sum_rows(own_sum, stage_, 0);
 
   // Adds the sums of a group to the totals.
   auto fold = [&] {
@@ -731,10 +755,10 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   for (int left = tiles; left > 0; --left) {
     const int next_stage = stage_ + 1 == kStages ? 0 : stage_ + 1;
     if constexpr (kStaged) advance_groups();
-#pragma unroll
-    for (int s = 0; s < kSubsteps; ++s) {
-      constexpr int kLast = kSubsteps - 1;
-      const int step = s / kHalves;
+    for_each_index<kSubsteps>([&](auto index) {
+      constexpr int s = index.value, kLast = kSubsteps - 1, step = s / kHalves;
+      [[maybe_unused]] uint32_t share[kSumTiles][kAWords] = {};
+      if constexpr (kSumShare) fetch_share(share, stage_, s);
       if (s == kLast && !kInPlaceA) land();
       const int fetch_stage = s == kLast ? next_stage : stage_;
       const auto fetch_tile = [&] {
@@ -747,7 +771,6 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       // Which register buffer a step uses must be a constant: an odd number of steps a tile would
       // swap the buffers from tile to tile, so its last step hands over through buffer 0.
       if constexpr (!kInPlaceA) fetch_a(a[(s + 1) % 2], fetch_stage, next);
-      if (kRowSums && (s < kLast || left > 1)) sum_rows(own_sum, fetch_stage, next);
       if (s % kHalves == kHalves - 1 && !(kInPlaceA && s == kLast)) {
         fetch_b(b_raw[(step + 1) % 2], fetch_tile(), next / kHalves);
       }
@@ -815,16 +838,21 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         }
       }
       if constexpr (kSwapped) {
-        uint32_t ones[kBWords];
-#pragma unroll
-        for (int r = 0; r < kBWords; ++r) ones[r] = 0x3F803F80u;
 #pragma unroll
         for (int i = 0; i < kAFragments; ++i) {
-          if (fresh)
-            multiply(a_sum_of_group[i], fa[i], ones, start);
-          else
-            multiply(a_sum_of_group[i], fa[i], ones, a_sum_of_group[i]);
+          if (fresh) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
+          }
+          sum_fragment(a_sum_of_group[i], fa[i]);
         }
+      }
+      if constexpr (kSumShare) {
+#pragma unroll
+        for (int i = 0; i < kSumTiles; ++i) sum_fragment(own_sum[i], share[i]);
+      } else if constexpr (kRowSums) {
+#pragma unroll
+        for (int i = 0; i < kSumTiles; ++i) sum_fragment(own_sum[i], fa[i]);
       }
       if constexpr (kSubsteps % 2 == 1 && !kInPlaceA) {
         if (s == kLast) {
@@ -850,7 +878,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           begin_group<kZeros>(params, slot);
         }
       }
-    }
+    });
     stage_ = next_stage;
     if constexpr (kStaged) {
       shared_w_ = other_w();
@@ -870,38 +898,32 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         for (int r = 0; r < 4; ++r) {
           if constexpr (kTimes16) partial[j][i][r] >>= 4;
         }
-    if (kRowSums) {
+    if constexpr (kRowSums) {
+      int* const a_sum = vectors.a_sum + result_row();
 #pragma unroll
       for (int i = 0; i < kSumTiles; ++i) {
         const int m = warp_n_ * kSumTiles + i;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int sum = quad_sum(own_sum[i][h]) >> (kS4 ? 4 : 0);
-          if (m < kMTiles && lane_ % 4 == 0) {
-            atomicAdd(a_sum + warp_m_ * WarpShape::kM + m * 16 + h * 8 + lane_ / 4, sum);
-          }
+        if (m < kMTiles && lane_ % 4 == 0) {
+          atomicAdd(a_sum + m * 16 + lane_ / 4, own_sum[i][0]);
+          atomicAdd(a_sum + m * 16 + lane_ / 4 + 8, own_sum[i][2]);
         }
       }
       __syncthreads();
-    }
-    if (kRowSums && warp_k_ == 0) {  // the sums are over all slices, which are added below
-      const int lane = opaque(lane_);
-      const int* rows = a_sum + warp_m_ * WarpShape::kM + lane / 4;
+      if (warp_k_ == 0) {  // the sums are over all slices, which are added below
+        const int lane = opaque(lane_);
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j)
+        for (int j = 0; j < kNTiles; ++j)
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int column = warp_column() + j * 8 + lane % 4 * 2 + c;
-          const int n =
-              min(column_begin + (kDealt ? dealt_row(column) : column), operands_.columns - 1);
-          const int zero = load_int(group_.b_zero, group_.b_zero_dtype,
-                                    static_cast<int64_t>(n) * group_.b_zero_stride);
+          for (int c = 0; c < 2; ++c) {
+            const int column = warp_column() + j * 8 + lane % 4 * 2 + c;
+            const int zero = vectors.b_zero[kDealt ? dealt_row(column) : column];
 #pragma unroll
-          for (int i = 0; i < kMTiles; ++i) {
-            partial[j][i][c] -= zero * rows[i * 16];
-            partial[j][i][c + 2] -= zero * rows[i * 16 + 8];
+            for (int i = 0; i < kMTiles; ++i) {
+              partial[j][i][c] -= zero * a_sum[i * 16 + lane / 4];
+              partial[j][i][c + 2] -= zero * a_sum[i * 16 + lane / 4 + 8];
+            }
           }
-        }
+      }
     }
   }
   const auto hand_over = [&](auto& sums) {

@@ -76,9 +76,10 @@ constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
 
-// scale, term and bias a column; scale, zero and, without groups, sum a row; of two tiles
+// Scale, term and bias a column, scale and zero a row; without groups zero a column and sum a row
+// besides; of two tiles.
 constexpr int vector_bytes_of(GemmOp op, int m, int n) {
-  return 2 * (12 * n + (is_grouped(op) ? 8 : 12) * m);
+  return 2 * (is_grouped(op) ? 12 * n + 8 * m : 16 * n + 12 * m);
 }
 
 // The segments that copies go on to first.
