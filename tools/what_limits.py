@@ -7,10 +7,10 @@ Each product runs once on the row that is chosen for it, with cold caches and at
 card takes. Tensor: of the cycles of the tensor units. Issue: of the slots of the schedulers.
 Shared: of the wavefronts that shared memory can serve. L2, DRAM: of their rates. Warps: of a
 scheduler, on average. What a warp waits for between two of its instructions is in cycles: `fixed`
-for results of fixed latency, `tensor` for its turn at a pipe, `turn` for the scheduler, which takes
-other warps first, `shared` and `memory` for loads and copies, `barrier` for the other warps, `code`
-for instructions. What is far from busy everywhere is bound by latency: by how few warps there are
-to wait at once.
+for results of fixed latency, `pipe` for its turn at the tensor or another unit, `turn` for the
+scheduler, which takes other warps first, `loads` from shared memory, `copies` and loads from L2 and
+DRAM, `barrier` for the other warps, `code` for instructions. What is far from busy everywhere is
+bound by latency: by how few warps there are to wait at once.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ WARPS = "sm__warps_active.avg.per_cycle_active"
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 WAITS = {
     "fixed": ("wait",),
-    "tensor": ("math_pipe_throttle",),
+    "pipe": ("math_pipe_throttle",),
     "turn": ("not_selected", "dispatch_stall"),
-    "shared": ("short_scoreboard", "mio_throttle"),
-    "memory": ("long_scoreboard", "lg_throttle"),
+    "loads": ("short_scoreboard", "mio_throttle"),
+    "copies": ("long_scoreboard", "lg_throttle"),
     "barrier": ("barrier", "membar"),
     "code": ("no_instruction", "branch_resolving"),
 }

@@ -124,12 +124,6 @@ def _torchao_int4(weights: Weights) -> list[Any]:
     ]
 
 
-def _call_torchao_int8(copy: Any, tokens: Tokens) -> Tensor:
-    from torchao.kernel import int_scaled_matmul
-
-    return int_scaled_matmul(tokens.int8, copy, tokens.scale.view(-1, 1))
-
-
 def _call_torchao_s8s4(copy: Any, tokens: Tokens) -> Tensor:
     product = torch.ops.torchao.rowwise_scaled_linear_cutlass_s8s4
     return product(tokens.int8, tokens.scale_bf16, *copy)
@@ -207,22 +201,6 @@ PEERS = {
             "int8",
             8,
             package="bitsandbytes",
-        ),
-        Peer(
-            "torchao_int8",
-            "torchao INT8, row scales, FP32 out",
-            _ANY_INT8,
-            # A weight that is not contiguous in [K, N] it would copy in every call.
-            lambda weights: weights.copies(
-                "torchao_int8",
-                8,
-                lambda: random_matrix("int8", weights.k, weights.n, weights.device),
-            ),
-            _call_torchao_int8,
-            "int8",
-            8,
-            takes=lambda m, n, k: m > 16 and n % 8 == 0 and k % 8 == 0,
-            package="torchao",
         ),
         Peer(
             "torchao_s8s4",
