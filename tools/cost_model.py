@@ -95,32 +95,32 @@ def find_card(sm: int, bandwidth: float | None = None) -> Card:
     )
 
 
-def is_swapped(op: str, warp_m: int) -> bool:
+def is_staged(op: str, m: int) -> bool:
     """As in tiles.h."""
-    return op == "w4a16" and warp_m <= 32
+    return op == "w4a16" and m > 128
 
 
-def is_folded(op: str, warp_m: int) -> bool:
+def is_swapped(op: str, m: int) -> bool:
     """As in tiles.h."""
-    return op == "w4a8_group" or is_swapped(op, warp_m)
+    return op == "w4a16" and not is_staged(op, m)
 
 
-def is_staged(op: str, m: int, warp_m: int) -> bool:
+def is_folded(op: str, m: int) -> bool:
     """As in tiles.h."""
-    return op == "w4a16" and m > warp_m
+    return op == "w4a8_group" or is_swapped(op, m)
 
 
-def strip_of(op: str, warp_m: int) -> int:
+def strip_of(op: str, m: int, warp_m: int) -> int:
     """As in tiles.h."""
-    if is_swapped(op, warp_m):
-        return 8
-    return 32 if warp_m > 32 and warp_m % 32 == 0 else 16
+    if warp_m > 32:
+        return 32 if warp_m % 32 == 0 else 16
+    return 8 if is_swapped(op, m) else 16
 
 
 def blocks_per_sm(tile: Mapping[str, Any], card: Card) -> int:
     """As in select.cpp."""
     registers = tile["warp_m"] * tile["warp_n"] // 32
-    registers *= 2 if is_folded(tile["op"], tile["warp_m"]) else 1
+    registers *= 2 if is_folded(tile["op"], tile["m"]) else 1
     registers += tile["warp_m"] // 2 + tile["warp_n"] // 2 + 64
     registers = (min(255, registers) + 7) // 8 * 8
     threads = 2048 if card.sm == 80 or card.sm >= 90 else 1536
@@ -140,7 +140,7 @@ class Point:
     def __init__(self, M: int, N: int, K: int, tile: Mapping[str, Any], split: int, card: Card):
         op, self.s, self.card = tile["op"], split, card
         a, b = A_BYTES.get(op, 1.0), B_BYTES.get(op, 0.5)
-        fold = is_folded(op, tile["warp_m"])
+        fold = is_folded(op, tile["m"])
         self.resident = blocks_per_sm(tile, card) * card.sm_count
         self.tiles = math.ceil(M / tile["m"]) * math.ceil(N / tile["n"])
         self.k_tiles = math.ceil(K / tile["k"])
@@ -148,12 +148,12 @@ class Point:
         steps = tile["warp_k"] // (64 if op == "w4a4" else 32) * (2 if op == "w4a16" else 1)
         m_tiles, n_tiles = tile["warp_m"] / 16, tile["warp_n"] / 8
         self.mma = steps * m_tiles * n_tiles
-        strip = strip_of(op, tile["warp_m"])
+        strip = strip_of(op, tile["m"], tile["warp_m"])
         strips = math.ceil(M / strip) * strip
         self.real = strips / (math.ceil(M / tile["m"]) * tile["m"]) if card.sm >= 90 else 1.0
-        sharers = tile["m"] // tile["warp_m"] if is_staged(op, tile["m"], tile["warp_m"]) else 1
+        sharers = tile["m"] // tile["warp_m"] if is_staged(op, tile["m"]) else 1
         self.fragments = steps * n_tiles / sharers
-        swapped = is_swapped(op, tile["warp_m"])
+        swapped = is_swapped(op, tile["m"])
         self.unpacking = "kUnpackSwapped" if swapped else UNPACKING.get(op, "kUnpackNone")
         self.loads = 2.0 * steps * m_tiles + (1.6 * 4 * m_tiles * n_tiles if fold else 0)
         self.cycles = card.cycles[INSTRUCTION.get(op, "s8")]

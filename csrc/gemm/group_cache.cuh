@@ -31,6 +31,9 @@ struct GroupParams {
   int groups = 1;
 };
 
+__device__ __forceinline__ uint32_t bf16_bits(float x) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
 __device__ __forceinline__ uint32_t bf16_pair(float x) {
   const __nv_bfloat162 pair = __float2bfloat162_rn(x);
   return reinterpret_cast<const uint32_t&>(pair);
@@ -51,7 +54,7 @@ class GroupCache {
   static constexpr int kPitch = kColumns + 4;
   // With kWeightScale a column has two words in an array, which the mainloop reads together.
   static constexpr int kWords = kWeightScale ? 2 : 1;
-  static constexpr int kArrays = group_arrays_of(kOp, kWeightScale) / kWords;
+  static constexpr int kArrays = (kOp == GemmOp::kW4A8Multiplier ? 1 : 2);
   using Array = uint32_t[kSlots][kPitch * kWords];
 
   struct Storage {
@@ -63,7 +66,7 @@ class GroupCache {
   //   every byte, kWeightScale: the pair (-c0, -c0) and the upper half of the scale, a pair of
   //   bfloat16.
   // array[kScale]: kW4A8Group, kW4A16 but for kWeightScale: the scale as float32.
-  // array[kRest]: kW4A16: what one has to subtract of 136 + q, as float32. With kWeightScale two
+  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1. With kWeightScale two
   //   pairs: the lower half of the scale, and -c1 * scale.
   static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
@@ -167,7 +170,7 @@ class GroupCache {
               make_uint2(bf16_pair(x - upper), bf16_pair(-c1 * x));
         } else {
           s_.array[kScale][slot][column] = __float_as_uint(x);
-          s_.array[kRest][slot][column] = __float_as_uint(c0 + c1);
+          s_.array[kRest][slot][column] = bf16_bits(-c0) | bf16_bits(-c1) << 16;
         }
       } else if constexpr (kMultiplier) {
         // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less

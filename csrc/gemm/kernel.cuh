@@ -240,7 +240,7 @@ class QuantizedGemm {
   __device__ static void subtract_zeros(Params const& params, Vectors& v, int thread) {
     // Each thread goes on with what it brought itself.
     for (int i = thread; i < Shape::kN; i += kThreadCount)
-      v.column_term[i] -= static_cast<int>(params.gemm.K) * v.b_zero[i];
+      v.column_term[i] = wrapping_minus(v.column_term[i], params.gemm.K, v.b_zero[i]);
   }
 
   // The same with groups: Σ_groups m * (sum - g * zero) with multipliers, Σ_groups scale * (sum -

@@ -46,6 +46,20 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) 
                : "r"(address));
 }
 
+// The transpose of an 8 x 8 matrix of words, of whose row lane / 4 a lane has x0 in column
+// 2 * (lane % 4) and x1 in the next: the instruction moves halves.
+__device__ __forceinline__ void transpose_8x8(float& y0, float& y1, float x0, float x1) {
+  uint32_t half[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t pair =
+        __byte_perm(__float_as_uint(x0), __float_as_uint(x1), i == 0 ? 0x5410 : 0x7632);
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(half[i]) : "r"(pair));
+  }
+  y0 = __uint_as_float(__byte_perm(half[0], half[1], 0x5410));
+  y1 = __uint_as_float(__byte_perm(half[0], half[1], 0x7632));
+}
+
 __device__ __forceinline__ uint32_t load_shared_32(uint32_t address) {
   uint32_t x;
   asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(x) : "r"(address));
@@ -84,6 +98,12 @@ __device__ __forceinline__ void copy_async_wait() {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// x - y * z modulo 2^32, where signed integers may not overflow.
+__device__ __forceinline__ int wrapping_minus(int x, int64_t y, int z) {
+  return static_cast<int>(static_cast<uint32_t>(x) -
+                          static_cast<uint32_t>(y) * static_cast<uint32_t>(z));
 }
 
 // x, of which the compiler no longer knows where it came from: what is worked out from it is worked

@@ -5,9 +5,9 @@
 // It only has to rank.
 //
 // The constants below were fitted by tools/fit_selection.py to times of all rows and schedules, M
-// from 1 to 4096, on an H200. On bench/results/nvidia-h200/rows.jsonl regret is 1.033 in the
-// geometric mean over 546 problems and 1.70 at worst (emulated W4A4; without it 1.023 and 1.21 over
-// 455).
+// from 1 to 4096, on an H100. On bench/results/nvidia-h100-80gb-hbm3/rows.jsonl regret is 1.033 in
+// the geometric mean over 546 problems and 1.69 at worst (emulated W4A4; without it 1.022 and 1.30
+// over 455).
 // What a card is - tensor rate, bandwidth, multiprocessors, shared memory - stands apart from them,
 // so that other cards are extrapolated.
 #include <algorithm>
@@ -22,19 +22,19 @@ namespace qutlass {
 namespace {
 
 // Cycles unless said otherwise.
-constexpr double kSm90S8 = 2.95, kSm90Bf16 = 0.706, kSm90S4 = 346.0;  // a tensor instruction
-constexpr double kUnpackNone = 0.71, kUnpackW4A8 = 5.15, kUnpackGroup = 14.4;
-constexpr double kUnpackMultiplier = 20.0, kUnpackW4A16 = 17.4, kUnpackSwapped = 13.1;
-constexpr double kLoop = 85.0;  // instructions of a warp a k tile besides
+constexpr double kSm90S8 = 0.699, kSm90Bf16 = 1.66, kSm90S4 = 324.0;  // a tensor instruction
+constexpr double kUnpackNone = 0.241, kUnpackW4A8 = 7.56, kUnpackGroup = 7.04;
+constexpr double kUnpackMultiplier = 17.7, kUnpackW4A16 = 52.6, kUnpackSwapped = 10.4;
+constexpr double kLoop = 54.2;  // instructions of a warp a k tile besides
 constexpr double kAlone = 1.39;  // an instruction of a warp that nothing else hides
 constexpr double kIssue = 0.972;  // instructions a cycle and scheduler
-constexpr double kBarrier = 23.2;  // a k tile's wait, shared by the stages in flight
-constexpr double kPrologue = 2310.0;
-constexpr double kEpilogue = 1300.0, kEpilogueResult = 193.0;  // a tile; a result of a thread
-constexpr double kSplit = 3970.0, kSplitPart = 1.11;  // a shared tile; 32 results of a part
-constexpr double kOverlap = 0.243;  // how much of the lesser of work and memory shows
-constexpr double kMemoryShare = 0.715;  // of the pin rate
-constexpr double kL2BytesPerCycle = 35.6;  // a multiprocessor
+constexpr double kBarrier = 39.5;  // a k tile's wait, shared by the stages in flight
+constexpr double kPrologue = 1400.0;
+constexpr double kEpilogue = 2270.0, kEpilogueResult = 141.0;  // a tile; a result of a thread
+constexpr double kSplit = 4580.0, kSplitPart = 0.419;  // a shared tile; 32 results of a part
+constexpr double kOverlap = 0.482;  // how much of the lesser of work and memory shows
+constexpr double kMemoryShare = 0.732;  // of the pin rate
+constexpr double kL2BytesPerCycle = 40.2;  // a multiprocessor
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -62,8 +62,8 @@ Card card_of(const DeviceInfo& d) {
 }
 
 // Instructions of a warp beside each B fragment (8 columns of one mma's k), to make it.
-double unpacking_of(GemmOp op, int warp_m) {
-  if (is_swapped(op, warp_m)) return kUnpackSwapped;
+double unpacking_of(GemmOp op, int m) {
+  if (is_swapped(op, m)) return kUnpackSwapped;
   switch (op) {
     case GemmOp::kW4A8: return kUnpackW4A8;
     case GemmOp::kW4A8Group: return kUnpackGroup;
@@ -76,7 +76,7 @@ double unpacking_of(GemmOp op, int warp_m) {
 // Registers a thread needs, near enough: accumulators (twice where groups are folded), double-
 // buffered fragments, addresses.
 int registers_of(const GemmTile& t) {
-  const int accumulators = t.warp_m * t.warp_n / 32 * (is_folded(t.op, t.warp_m) ? 2 : 1);
+  const int accumulators = t.warp_m * t.warp_n / 32 * (is_folded(t.op, t.m) ? 2 : 1);
   const int registers = accumulators + t.warp_m / 2 + t.warp_n / 2 + 64;
   return (std::min(255, registers) + 7) / 8 * 8;
 }
@@ -100,11 +100,11 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
   const bool bf16 = p.op == GemmOp::kW4A16;
   const int steps = t.warp_k / (p.op == GemmOp::kW4A4 ? 64 : 32) * (bf16 ? 2 : 1);
   const double m_tiles = t.warp_m / 16.0, n_tiles = t.warp_n / 8.0;
-  const bool fold = is_folded(p.op, t.warp_m);
+  const bool fold = is_folded(p.op, t.m);
   const double mma = steps * m_tiles * n_tiles;
   // What several warps read is unpacked once.
-  const int sharers = is_staged(p.op, t.m, t.warp_m) ? t.m / t.warp_m : 1;
-  const double instructions = mma + steps * n_tiles * unpacking_of(p.op, t.warp_m) / sharers +
+  const int sharers = is_staged(p.op, t.m) ? t.m / t.warp_m : 1;
+  const double instructions = mma + steps * n_tiles * unpacking_of(p.op, t.m) / sharers +
                               2.0 * steps * m_tiles + kLoop +
                               (fold ? 1.6 * 4 * m_tiles * n_tiles : 0);
 
@@ -132,7 +132,7 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
 
   const double rate = bf16 ? card.mma_bf16 : p.op == GemmOp::kW4A4 ? card.mma_s4 : card.mma_s8;
   // From 9.0 on rows beyond M are not multiplied.
-  const int strip = strip_of(t.op, t.warp_m);
+  const int strip = strip_of(t.op, t.m, t.warp_m);
   const double strips = static_cast<double>(ceil_div(p.M, strip) * strip);
   const double real = d.sm >= 90 ? strips / (ceil_div(p.M, t.m) * t.m) : 1;
   const double results = t.warp_m * t.warp_n / 32.0 / (t.k / t.warp_k);

@@ -81,23 +81,27 @@ class TileLoader {
     k_left_ = k_end - k_begin - chunk() * 16;
     rows_ = kAllBusy || row() < Tile::kRows ? rows - row() : 0;
   }
-  __device__ __forceinline__ void load(uint32_t shared, int64_t ld) {
-    const char* pointer = pointer_;
-#pragma unroll
-    for (int i = 0; i < kRowsOfThread; ++i) {
-      const int down = place(i * kRowStep);
-      const uint32_t to = shared + (shared_ ^ swizzle<Tile>(down) * 16) + down * Tile::kRowBytes;
-#pragma unroll
-      for (int j = 0; j < kLines; ++j) {
-        // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
-        const int rows = k_left_ > j * kColumns * 16 ? rows_ : 0;
-        if (kAllBusy || row() < Tile::kRows)
-          copy_async_16(to + j * kColumns * 16, pointer + j * kColumns * 16, i * kRowStep < rows);
-      }
-      pointer += kRowStep * ld;
-    }
+  static constexpr int kAccesses = kRowsOfThread * kLines;
+  // Copies this thread's chunk number `index` of the tile.
+  __device__ __forceinline__ void access(int index, uint32_t shared, int64_t ld) const {
+    const int i = index / kLines, j = index % kLines;
+    const int down = place(i * kRowStep);
+    const uint32_t to = shared + (shared_ ^ swizzle<Tile>(down) * 16) + down * Tile::kRowBytes;
+    // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
+    const int rows = k_left_ > j * kColumns * 16 ? rows_ : 0;
+    if (kAllBusy || row() < Tile::kRows)
+      copy_async_16(to + j * kColumns * 16, pointer_ + i * (kRowStep * ld) + j * kColumns * 16,
+                    i * kRowStep < rows);
+  }
+  // Goes on to the next tile.
+  __device__ __forceinline__ void advance() {
     pointer_ += Tile::kRowBytes;
     k_left_ -= Tile::kRowBytes;
+  }
+  __device__ __forceinline__ void load(uint32_t shared, int64_t ld) {
+#pragma unroll
+    for (int i = 0; i < kAccesses; ++i) access(i, shared, ld);
+    advance();
   }
 };
 

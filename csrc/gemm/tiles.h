@@ -14,57 +14,51 @@ constexpr bool is_grouped(GemmOp op) {
   return op == GemmOp::kW4A8Group || op == GemmOp::kW4A8Multiplier || op == GemmOp::kW4A16;
 }
 
-// kW4A16: whether scales multiply the weights, or the sums of each group (see Mainloop).
-constexpr bool is_weight_scaled(GemmOp op, int wm) { return op == GemmOp::kW4A16 && wm > 32; }
-// kW4A16: whether the transpose is computed, with the weights as rows of the mma (see Mainloop).
-constexpr bool is_swapped(GemmOp op, int wm) {
-  return op == GemmOp::kW4A16 && !is_weight_scaled(op, wm);
-}
-// Whether sums of groups are folded into float32 totals, which take as many registers again.
-constexpr bool is_folded(GemmOp op, int wm) {
-  return op == GemmOp::kW4A8Group || is_swapped(op, wm);
-}
-
 // kW4A16: whether weights are unpacked into shared memory, a k tile ahead and once for all warps
-// that read them, rather than by each warp into registers (see Mainloop): where warps of different
-// rows do. Multipliers were slower so than in a row whose warps are as high as its tile.
-constexpr bool is_staged(GemmOp op, int m, int wm) { return op == GemmOp::kW4A16 && m > wm; }
+// that read them, rather than by each warp into registers (see Mainloop). Multipliers were slower
+// so than in a row whose warps are as high as its tile.
+constexpr bool is_staged(GemmOp op, int m) { return op == GemmOp::kW4A16 && m > 128; }
+// kW4A16: whether the transpose is computed, with the weights as rows of the mma (see Mainloop).
+constexpr bool is_swapped(GemmOp op, int m) { return op == GemmOp::kW4A16 && !is_staged(op, m); }
+// Whether sums of groups are folded into float32 totals, which take as many registers again.
+constexpr bool is_folded(GemmOp op, int m) { return op == GemmOp::kW4A8Group || is_swapped(op, m); }
 
 // The smallest groups that a row of a grouped product takes (where there is more than one). Rows
 // for large groups only are spared the code and the registers for groups that change within a k
 // tile.
 constexpr int min_group_of(GemmOp op, int m, int k, int wm, int wk) {
-  if (is_staged(op, m, wm)) return 64;
-  return wk > 64 ? 128 : k > 128 || wm > 64 ? 64 : 32;
+  if (wk > 64) return 128;
+  return k > 128 || wm > 64 || (op == GemmOp::kW4A16 && wm == 64 && wk > 32) ? 64 : 32;
 }
 
 // Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
 // go through k so fast that less would not cover the latency of device memory; the highest have no
 // registers for more.
 constexpr int period_groups_of(GemmOp op, int m, int k, int wm, int wk) {
-  const int least = wm > 64 || is_staged(op, m, wm) ? 2 : m >= 64 ? 4 : 8;
+  const int least = m > 64 ? 2 : m == 64 ? 4 : 8;
   const int two_tiles = 2 * k / min_group_of(op, m, k, wm, wk);
   return two_tiles > least ? two_tiles : least;
 }
 
 // Words a group and column that GroupCache keeps.
-constexpr int group_arrays_of(GemmOp op, bool weight_scaled) {
-  return op == GemmOp::kW4A8Multiplier ? 1 : weight_scaled ? 4 : 2;
+constexpr int group_arrays_of(GemmOp op, int m) {
+  return op == GemmOp::kW4A8Multiplier ? 1 : is_staged(op, m) ? 4 : 2;
 }
 
 // Rows of a warp that are multiplied or left out together; those beyond M are left out on 9.0.
-constexpr int strip_of(GemmOp op, int wm) {
-  return is_swapped(op, wm) ? 8 : wm > 32 && wm % 32 == 0 ? 32 : 16;
+constexpr int strip_of(GemmOp op, int m, int wm) {
+  if (wm > 32) return wm % 32 == 0 ? 32 : 16;
+  return is_swapped(op, m) ? 8 : 16;
 }
 
 constexpr int align_128(int bytes) { return (bytes + 127) / 128 * 128; }
 
-// Both operands' stages, and two of unpacked weights; with slices of k or swapped operands, the
-// place where sums are exchanged.
-constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk, int stages) {
-  const int unpacked = is_staged(op, m, wm) ? 2 * n * k * a_bits(op) / 8 : 0;
+// Both operands' stages, and two of unpacked weights; with slices of k, the place where sums
+// are exchanged.
+constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages) {
+  const int unpacked = is_staged(op, m) ? 2 * n * k * a_bits(op) / 8 : 0;
   const int operands = (m * a_bits(op) + n * b_bits(op)) * k / 8 * stages + unpacked;
-  const int sums = k > wk || is_swapped(op, wm) ? k / wk * ((m + 15) / 16 * 16) * n * 4 : 0;
+  const int sums = k > wk ? k / wk * ((m + 15) / 16 * 16) * n * 4 : 0;
   return align_128(operands > sums ? operands : sums);
 }
 
@@ -72,7 +66,7 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk, in
 constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   if (!is_grouped(op)) return 0;
   const int slots = 2 * period_groups_of(op, m, k, wm, wk);
-  const int arrays = group_arrays_of(op, is_weight_scaled(op, wm));
+  const int arrays = group_arrays_of(op, m);
   return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
 
@@ -85,7 +79,7 @@ constexpr int vector_bytes_of(GemmOp op, int m, int n) {
 // The segments that copies go on to first.
 constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, int wk,
                             int stages) {
-  return align_128(128 + stages_bytes_of(op, m, n, k, wm, wk, stages) +
+  return align_128(128 + stages_bytes_of(op, m, n, k, wk, stages) +
                    group_bytes_of(op, m, n, k, wm, wk) + vector_bytes_of(op, m, n));
 }
 
