@@ -65,9 +65,10 @@ class GroupCache {
   // array[kUnpack]: for unpacking. kW4A8Multiplier: m | c << 8, kW4A8Group with zero points: c in
   //   every byte, kWeightScale: the pair (-c0, -c0) and the upper half of the scale, a pair of
   //   bfloat16.
-  // array[kScale]: kW4A8Group, kW4A16 but for kWeightScale: the scale as float32.
-  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1. With kWeightScale two
-  //   pairs: the lower half of the scale, and -c1 * scale.
+  // array[kScale]: kW4A8Group, kW4A16: the scale as float32. With fractional zero points the two
+  //   bfloat16 that add up to it, the larger one in the lower half.
+  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1 * scale. With kWeightScale
+  //   two pairs: the lower half of the scale, and -c1 * scale.
   static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
  private:
@@ -162,15 +163,16 @@ class GroupCache {
           if (__bfloat162float(__float2bfloat16_rn(c0)) != c0) c0 = __int_as_float(0x7FC00000);
         }
         const float x = scale_of(scale_[i]);
+        const float upper = __bfloat162float(__float2bfloat16_rn(x));
         if constexpr (kWeightScale) {
-          const float upper = __bfloat162float(__float2bfloat16_rn(x));
           *reinterpret_cast<uint2*>(&s_.array[kUnpack][slot][2 * column]) =
               make_uint2(bf16_pair(-c0), bf16_pair(upper));
           *reinterpret_cast<uint2*>(&s_.array[kRest][slot][2 * column]) =
               make_uint2(bf16_pair(x - upper), bf16_pair(-c1 * x));
         } else {
-          s_.array[kScale][slot][column] = __float_as_uint(x);
-          s_.array[kRest][slot][column] = bf16_bits(-c0) | bf16_bits(-c1) << 16;
+          s_.array[kScale][slot][column] =
+              kFractional ? bf16_bits(upper) | bf16_bits(x - upper) << 16 : __float_as_uint(x);
+          s_.array[kRest][slot][column] = bf16_bits(-c0) | bf16_bits(-c1 * x) << 16;
         }
       } else if constexpr (kMultiplier) {
         // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less

@@ -473,6 +473,7 @@ class Mainloop {
   // What unpacking needs of a group, for this thread's columns of the B fragments.
   struct UnpackParams {
     uint32_t c[kNTiles];  // array[kUnpack], see GroupCache; kSwapped: array[kRest]
+    uint32_t scale[kNTiles];  // kSwapped, fractional zero points: array[kScale]
   };
   template <bool kZeros>
   __device__ __forceinline__ void begin_group(UnpackParams& u, int slot) const {
@@ -482,6 +483,8 @@ class Mainloop {
       for (int j = 0; j < kNTiles; ++j) {
         u.c[j] =
             shared_.groups.array[kSwapped ? Groups::kRest : Groups::kUnpack][slot][column + j * 8];
+        if constexpr (kSwapped && kZeros)
+          u.scale[j] = shared_.groups.array[Groups::kScale][slot][column + j * 8];
       }
     }
   }
@@ -499,17 +502,7 @@ class Mainloop {
     b[0] = __byte_perm(v, 0x43434343u, 0x4140);
     b[1] = __byte_perm(v, 0x43434343u, 0x4342);
   }
-  // kSwapped: q - zero of pairs of 136 + q. rest: see GroupCache.
-  template <bool kZeros>
-  __device__ __forceinline__ static void subtract(uint32_t (&v)[2], uint32_t rest) {
-    constexpr uint32_t kOne = 0x3F803F80u;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      v[i] = bf16x2_fma(v[i], kOne, __byte_perm(rest, 0, 0x1010));
-      if constexpr (kZeros) v[i] = bf16x2_fma(v[i], kOne, __byte_perm(rest, 0, 0x3232));
-    }
-  }
-  // kStaged: the weight of a pair of 136 + q, see GroupCache.
+  // The weights of a pair of 136 + q, see GroupCache.
   template <bool kZeros>
   __device__ __forceinline__ static uint32_t scaled(uint32_t v, const uint2& w, const uint2& rest) {
     constexpr uint32_t kOne = 0x3F803F80u;
@@ -517,6 +510,21 @@ class Mainloop {
     // (v - c1) * (scale + rest of the scale), rounded once but for the small second term.
     if constexpr (kZeros) return bf16x2_fma(x, w.y, bf16x2_fma(x, rest.x, rest.y));
     return bf16x2_mul(x, w.y);
+  }
+  // kSwapped: q - zero of pairs of 136 + q; where zero points are fractional, the weights: rounded
+  // without their scale they would all be off by the same.
+  template <bool kZeros>
+  __device__ __forceinline__ static void settle(uint32_t (&v)[2], const UnpackParams& u, int j) {
+    const auto low = [](uint32_t x) { return __byte_perm(x, 0, 0x1010); };
+    const auto high = [](uint32_t x) { return __byte_perm(x, 0, 0x3232); };
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (kZeros)
+        v[i] = scaled<true>(v[i], make_uint2(low(u.c[j]), low(u.scale[j])),
+                            make_uint2(high(u.scale[j]), high(u.c[j])));
+      else
+        v[i] = bf16x2_fma(v[i], 0x3F803F80u, low(u.c[j]));
+    }
   }
   // array[which] of two words a column.
   __device__ __forceinline__ uint2 param_pair(int which, int slot, int column) const {
@@ -685,8 +693,9 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       for (int j = 0; j < kBFragments; ++j) {
         // Of the two columns that this lane has of the fragment.
         const auto& array = shared_.groups.array[Groups::kScale][slot];
-        float2 scale;
-        if constexpr (kSwapped) {
+        float2 scale = {1.f, 1.f};
+        if constexpr (kSwapped && kZeros) {  // the weights have it
+        } else if constexpr (kSwapped) {
           const int column = warp_column() + lane_ / 4 + j * 16;
           scale = make_float2(__uint_as_float(array[column]), __uint_as_float(array[column + 8]));
         } else {
@@ -781,7 +790,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           for (int h = 0; h < 2; ++h) {
             uint32_t rows[2];
             widen_nibbles(rows, raw[j / 2][j % 2 * 2 + h], s % kHalves);
-            subtract<kZeros>(rows, params.c[2 * j + h]);
+            settle<kZeros>(rows, params, 2 * j + h);
             b[h] = rows[0];
             b[h + 2] = rows[1];
           }
