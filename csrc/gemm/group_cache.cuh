@@ -40,10 +40,11 @@ __device__ __forceinline__ uint32_t bf16_pair(float x) {
 }
 
 // kWeightScale: scales multiply the weights (kW4A16), else the sums of a group.
+// kSums: fractional zero points are applied to sums (kW4A16).
 // kPeriodGroups: two k tiles' worth of the smallest groups, or more.
 // kDealt: columns lie as the rows of the tile do, see dealt_row().
-template <GemmOp kOp, bool kWeightScale, bool kDealt, int kColumns, int kTileK, int kMinGroup,
-          int kPeriodGroups, int kThreads>
+template <GemmOp kOp, bool kWeightScale, bool kSums, bool kDealt, int kColumns, int kTileK,
+          int kMinGroup, int kPeriodGroups, int kThreads>
 class GroupCache {
  public:
   static constexpr int kSlots = 2 * kPeriodGroups;
@@ -65,10 +66,11 @@ class GroupCache {
   // array[kUnpack]: for unpacking. kW4A8Multiplier: m | c << 8, kW4A8Group with zero points: c in
   //   every byte, kWeightScale: the pair (-c0, -c0) and the upper half of the scale, a pair of
   //   bfloat16.
-  // array[kScale]: kW4A8Group, kW4A16: the scale as float32. With fractional zero points the two
-  //   bfloat16 that add up to it, the larger one in the lower half.
-  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1 * scale. With kWeightScale
-  //   two pairs: the lower half of the scale, and -c1 * scale.
+  // array[kScale]: kW4A8Group, kW4A16: the scale as float32. With fractional zero points, but for
+  //   kSums, the two bfloat16 that add up to it, the larger one in the lower half.
+  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1 * scale, with kSums -c1.
+  // With
+  //   kWeightScale two pairs: the lower half of the scale, and -c1 * scale.
   static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
  private:
@@ -170,9 +172,10 @@ class GroupCache {
           *reinterpret_cast<uint2*>(&s_.array[kRest][slot][2 * column]) =
               make_uint2(bf16_pair(x - upper), bf16_pair(-c1 * x));
         } else {
+          constexpr bool kPair = kFractional && !kSums;
           s_.array[kScale][slot][column] =
-              kFractional ? bf16_bits(upper) | bf16_bits(x - upper) << 16 : __float_as_uint(x);
-          s_.array[kRest][slot][column] = bf16_bits(-c0) | bf16_bits(-c1 * x) << 16;
+              kPair ? bf16_bits(upper) | bf16_bits(x - upper) << 16 : __float_as_uint(x);
+          s_.array[kRest][slot][column] = bf16_bits(-c0) | bf16_bits(kPair ? -c1 * x : -c1) << 16;
         }
       } else if constexpr (kMultiplier) {
         // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less

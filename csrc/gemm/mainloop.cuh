@@ -70,6 +70,7 @@ class Mainloop {
   static constexpr bool kStaged = is_staged(kOp, Shape::kM);
   // kW4A16, the others: the transpose is computed.
   static constexpr bool kSwapped = is_swapped(kOp, Shape::kM);
+  static constexpr bool kSumsFractions = is_summed(kOp, Shape::kM, WarpShape::kM);
   // Scales multiply the sums of each group, which are then folded into float32 totals: that is
   // exact, but takes twice the registers. With kStaged they multiply the weights as they are
   // unpacked.
@@ -136,7 +137,7 @@ class Mainloop {
   static constexpr int kMinGroup =
       min_group_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK);
   using Groups =
-      GroupCache<kOp, kStaged, kDealt, Shape::kN, Shape::kK, kMinGroup,
+      GroupCache<kOp, kStaged, kSumsFractions, kDealt, Shape::kN, Shape::kK, kMinGroup,
                  period_groups_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK),
                  kThreads>;
 
@@ -425,7 +426,7 @@ class Mainloop {
   // are all the row's sum.
   __device__ __forceinline__ static void sum_fragment(Partial (&sum)[4],
                                                       const uint32_t (&a)[kAWords]) {
-    constexpr uint32_t kOne = kS4 ? 0x11111111u : 0x01010101u;
+    constexpr uint32_t kOne = kBf16 ? 0x3F803F80u : kS4 ? 0x11111111u : 0x01010101u;
     uint32_t ones[kBWords];
 #pragma unroll
     for (int r = 0; r < kBWords; ++r) ones[r] = kOne;
@@ -473,7 +474,7 @@ class Mainloop {
   // What unpacking needs of a group, for this thread's columns of the B fragments.
   struct UnpackParams {
     uint32_t c[kNTiles];  // array[kUnpack], see GroupCache; kSwapped: array[kRest]
-    uint32_t scale[kNTiles];  // kSwapped, fractional zero points: array[kScale]
+    uint32_t scale[kNTiles];  // where unpacking scales, kSwapped: array[kScale]
   };
   template <bool kZeros>
   __device__ __forceinline__ void begin_group(UnpackParams& u, int slot) const {
@@ -483,7 +484,7 @@ class Mainloop {
       for (int j = 0; j < kNTiles; ++j) {
         u.c[j] =
             shared_.groups.array[kSwapped ? Groups::kRest : Groups::kUnpack][slot][column + j * 8];
-        if constexpr (kSwapped && kZeros)
+        if constexpr (kSwapped && kZeros && !kSumsFractions)
           u.scale[j] = shared_.groups.array[Groups::kScale][slot][column + j * 8];
       }
     }
@@ -511,15 +512,15 @@ class Mainloop {
     if constexpr (kZeros) return bf16x2_fma(x, w.y, bf16x2_fma(x, rest.x, rest.y));
     return bf16x2_mul(x, w.y);
   }
-  // kSwapped: q - zero of pairs of 136 + q; where zero points are fractional, the weights: rounded
-  // without their scale they would all be off by the same.
-  template <bool kZeros>
+  // kSwapped: q - zero of pairs of 136 + q. kScales: the weights, of fractional zero points;
+  // rounded without their scale they would all be off by the same.
+  template <bool kScales>
   __device__ __forceinline__ static void settle(uint32_t (&v)[2], const UnpackParams& u, int j) {
     const auto low = [](uint32_t x) { return __byte_perm(x, 0, 0x1010); };
     const auto high = [](uint32_t x) { return __byte_perm(x, 0, 0x3232); };
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if constexpr (kZeros)
+      if constexpr (kScales)
         v[i] = scaled<true>(v[i], make_uint2(low(u.c[j]), low(u.scale[j])),
                             make_uint2(high(u.scale[j]), high(u.c[j])));
       else
@@ -613,6 +614,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   uint32_t b_raw[2][kBLoads][4];
   int own_sum[kSumTiles][4];
 
+  // Fractional zero points: their rest is put right by the row sums of a, the same in every row, or
+  // weights are rounded with it.
+  constexpr bool kASums = kSumsFractions && kZeros;
+  constexpr bool kScales = kSwapped && kZeros && !kSumsFractions;
+  [[maybe_unused]] float a_sum_of_group[kAFragments][4];
+
   constexpr Partial kStart = kOp == GemmOp::kW4A8Group ? Partial(kMagicBits) : Partial(0);
 #pragma unroll
   for (int j = 0; j < kBFragments; ++j)
@@ -693,8 +700,15 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       for (int j = 0; j < kBFragments; ++j) {
         // Of the two columns that this lane has of the fragment.
         const auto& array = shared_.groups.array[Groups::kScale][slot];
+        [[maybe_unused]] float2 rest;  // -c1
+        if constexpr (kASums) {
+          const auto& pairs = shared_.groups.array[Groups::kRest][slot];
+          const int column = warp_column() + lane_ / 4 + j * 16;
+          rest = make_float2(__uint_as_float(pairs[column] & 0xFFFF0000u),
+                             __uint_as_float(pairs[column + 8] & 0xFFFF0000u));
+        }
         float2 scale = {1.f, 1.f};
-        if constexpr (kSwapped && kZeros) {  // the weights have it
+        if constexpr (kScales) {  // the weights have it
         } else if constexpr (kSwapped) {
           const int column = warp_column() + lane_ / 4 + j * 16;
           scale = make_float2(__uint_as_float(array[column]), __uint_as_float(array[column + 8]));
@@ -708,7 +722,9 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           for (int r = 0; r < 4; ++r) {
             const bool second = kSwapped ? r / 2 : r % 2;
             float p;
-            if constexpr (kBf16)
+            if constexpr (kASums)
+              p = fmaf(second ? rest.y : rest.x, a_sum_of_group[i][r], partial[j][i][r]);
+            else if constexpr (kBf16)
               p = partial[j][i][r];
             else
               p = __int_as_float(partial[j][i][r]) - kMagic;
@@ -790,7 +806,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           for (int h = 0; h < 2; ++h) {
             uint32_t rows[2];
             widen_nibbles(rows, raw[j / 2][j % 2 * 2 + h], s % kHalves);
-            settle<kZeros>(rows, params, 2 * j + h);
+            settle<kScales>(rows, params, 2 * j + h);
             b[h] = rows[0];
             b[h + 2] = rows[1];
           }
@@ -840,6 +856,16 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           constexpr int kParts = kSubsteps * kBFragments / 4;
           if (s * kBFragments + j < kParts)
             load_part(s * kBFragments + j, kParts, load_stage, stage_);
+        }
+      }
+      if constexpr (kASums) {
+#pragma unroll
+        for (int i = 0; i < kAFragments; ++i) {
+          if (fresh) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
+          }
+          sum_fragment(a_sum_of_group[i], fa[i]);
         }
       }
       if constexpr (kRowSums) {

@@ -20,6 +20,9 @@ constexpr bool is_grouped(GemmOp op) {
 constexpr bool is_staged(GemmOp op, int m) { return op == GemmOp::kW4A16 && m > 128; }
 // kW4A16: whether the transpose is computed, with the weights as rows of the mma (see Mainloop).
 constexpr bool is_swapped(GemmOp op, int m) { return op == GemmOp::kW4A16 && !is_staged(op, m); }
+// Of those: whether fractional zero points are put right by the row sums of a, which is exact but
+// takes one more mma for each fragment of a and registers for its sums. Else weights are rounded.
+constexpr bool is_summed(GemmOp op, int m, int wm) { return is_swapped(op, m) && wm <= 32; }
 // Whether sums of groups are folded into float32 totals, which take as many registers again.
 constexpr bool is_folded(GemmOp op, int m) { return op == GemmOp::kW4A8Group || is_swapped(op, m); }
 
