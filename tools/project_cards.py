@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
     print(error_table(errors, args.markdown))
     print(
-        "\nThe constants were fitted to these times. INT4 products are emulated there: their error "
+        "\nThe constants were fitted to times of an H100. INT4 products are emulated there: their error "
         "says\nnothing of cards that have the instruction."
     )
     if gone:
