@@ -54,8 +54,8 @@ class GroupCache {
   // next.
   static constexpr int kPitch = kColumns + 4;
   // With kWeightScale a column has two words in an array, which the mainloop reads together.
-  static constexpr int kWords = kWeightScale ? 2 : 1;
-  static constexpr int kArrays = (kOp == GemmOp::kW4A8Multiplier ? 1 : 2);
+  static constexpr int kWords = group_words_of(kWeightScale);
+  static constexpr int kArrays = group_arrays_of(kOp);
   using Array = uint32_t[kSlots][kPitch * kWords];
 
   struct Storage {
@@ -68,9 +68,8 @@ class GroupCache {
   //   bfloat16.
   // array[kScale]: kW4A8Group, kW4A16: the scale as float32. With fractional zero points, but for
   //   kSums, the two bfloat16 that add up to it, the larger one in the lower half.
-  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1 * scale, with kSums -c1.
-  // With
-  //   kWeightScale two pairs: the lower half of the scale, and -c1 * scale.
+  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1 * scale, or -c1 with kSums.
+  //   With kWeightScale two pairs: the lower half of the scale, and -c1 * scale.
   static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
  private:

@@ -60,12 +60,6 @@ __device__ __forceinline__ void transpose_8x8(float& y0, float& y1, float x0, fl
   y1 = __uint_as_float(__byte_perm(half[0], half[1], 0x7632));
 }
 
-__device__ __forceinline__ uint32_t load_shared_32(uint32_t address) {
-  uint32_t x;
-  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(x) : "r"(address));
-  return x;
-}
-
 __device__ __forceinline__ void load_shared_64(uint32_t (&x)[2], uint32_t address) {
   asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];\n" : "=r"(x[0]), "=r"(x[1]) : "r"(address));
 }

@@ -43,10 +43,9 @@ constexpr int period_groups_of(GemmOp op, int m, int k, int wm, int wk) {
   return two_tiles > least ? two_tiles : least;
 }
 
-// Words a group and column that GroupCache keeps.
-constexpr int group_arrays_of(GemmOp op, int m) {
-  return op == GemmOp::kW4A8Multiplier ? 1 : is_staged(op, m) ? 4 : 2;
-}
+// What GroupCache keeps of a group and column: arrays, and words in each.
+constexpr int group_arrays_of(GemmOp op) { return op == GemmOp::kW4A8Multiplier ? 1 : 2; }
+constexpr int group_words_of(bool weight_scale) { return weight_scale ? 2 : 1; }
 
 // Rows of a warp that are multiplied or left out together; those beyond M are left out on 9.0.
 constexpr int strip_of(GemmOp op, int m, int wm) {
@@ -69,8 +68,8 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages
 constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   if (!is_grouped(op)) return 0;
   const int slots = 2 * period_groups_of(op, m, k, wm, wk);
-  const int arrays = group_arrays_of(op, m);
-  return align_128((arrays * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
+  const int words = group_arrays_of(op) * group_words_of(is_staged(op, m));
+  return align_128((words * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
 }
 
 // Scale, term and bias a column, scale and zero a row; without groups zero a column and sum a row
