@@ -222,8 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
     print(error_table(errors, args.markdown))
     print(
-        "\nThe constants were fitted to times of an H100. INT4 products are emulated there: their error "
-        "says\nnothing of cards that have the instruction."
+        "\nThe constants were fitted to times of an H100. INT4 products are emulated there: "
+        "their error says\nnothing of cards that have the instruction."
     )
     if gone:
         print(f"{gone} times are of rows that the table has no longer and are left out.")
