@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -26,6 +27,7 @@ MEASURED = {(4096, 4096): 1.0, (8192, 8192): 2.0}  # layer: regret that its time
 @pytest.mark.parametrize("sm", [80, 86, 90])
 def test_it_chooses_as_the_library_does(sm: int) -> None:
     card, values = cost_model.find_card(sm), cost_model.constants()
+    factors = cost_model.row_factors()
     others = []
     for scheme, m, (n, k) in itertools.product(SCHEMES.values(), TOKENS, SHAPES):
         # Small groups leave some rows out, and move where splits may cut.
@@ -33,7 +35,7 @@ def test_it_chooses_as_the_library_does(sm: int) -> None:
             multiplier = scheme.scales == "multiplier"
             answer = qutlass.explain(scheme.op, m, n, k, group, multiplier=multiplier, sm=sm)
             problem = cost_model.Problem(scheme.name, m, n, k, group or k)
-            tile, split, us = cost_model.select(problem, card, values)
+            tile, split, us = cost_model.select(problem, card, values, factors)
             assert us > 0
             if (tile["name"], split) != (answer["tile"], answer["split_k"]):
                 others.append((problem, tile["name"], split, answer["tile"], answer["split_k"]))
@@ -51,6 +53,42 @@ def test_cards_are_those_of_the_library() -> None:
         cost_model.find_card(75)
 
 
+def test_factors_are_of_rows_that_there_are() -> None:
+    """Close to 1, where they are; a row that was renamed or dropped takes its factor along."""
+    factors = cost_model.row_factors()
+    assert len(factors) > 50
+    assert set(factors) <= {row["name"] for row in table_rows()}
+    assert all(0.8 < factor < 1.25 for factor in factors.values())
+
+
+def test_a_fit_lowers_regret_and_is_written(
+    times: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On times that the constants choose wrongly by; what is written reads back."""
+    source = tmp_path / "gemm" / "select.cpp"
+    source.parent.mkdir()
+    source.write_text(fit_selection.SELECT.read_text())
+    monkeypatch.setattr(fit_selection, "SELECT", source)
+    monkeypatch.setattr(fit_selection, "CSRC", tmp_path)
+    before = cost_model.constants()
+    fit_selection.main([str(times), "--steps", "200", "--write"])
+    printed = capsys.readouterr().out
+    assert "2 problems: regret 1.000 geometric mean, 1.000 worst" in printed
+    monkeypatch.setattr(cost_model, "CSRC", tmp_path)
+    cost_model._source.cache_clear()
+    try:
+        after, factors = cost_model.constants(), cost_model.row_factors()
+    finally:
+        cost_model._source.cache_clear()
+    assert list(after) == list(before)
+    for name, value in after.items():
+        assert f"constexpr double {name} = {value:g};" in printed
+        if name in fit_selection.MEASURED:
+            assert value == before[name]
+    assert after != before
+    assert list(factors) == [row["name"] for row in table_rows() if row["op"] == "w8a8"][:3]
+
+
 @pytest.mark.parametrize("text", ["4096", "4096x", "4096x0", "4096,4096", "ax1"])
 def test_layers_of_a_command_line(text: str) -> None:
     assert cost_model.parse_layer("6144x4096") == (6144, 4096)
@@ -63,13 +101,15 @@ def times(tmp_path: Path) -> Path:
     """Times as of time_rows.py: each layer's choice is so many times slower than the best row."""
     card = cost_model.find_card(90)
     # Where a search that holds layers out starts.
-    values = {name: 2.0 ** round(math.log2(v)) for name, v in cost_model.constants().items()}
+    values = {
+        name: v if name in fit_selection.MEASURED else 2.0 ** round(math.log2(v))
+        for name, v in cost_model.constants().items()
+    }
     lines = [{"op": "bf16", "m": 16, "n": 4096, "k": 4096, "us": 9.0}]
     for (n, k), regret in MEASURED.items():
         tiles = [row for row in table_rows() if row["op"] == "w8a8"][:3]
-        points = [cost_model.Point(16, n, k, tile, 1, card) for tile in tiles]
-        estimates = [point.estimate(values) for point in points]
-        chosen = estimates.index(min(estimates))
+        points = cost_model.Points(((16, n, k, tile, 1) for tile in tiles), card)
+        chosen = int(points.estimate(values).argmin())
         lines += [
             {"op": "w8a8", "m": 16, "n": n, "k": k, "row": tile["name"], "s": 1, "us": us}
             for i, tile in enumerate(tiles)
@@ -82,7 +122,7 @@ def times(tmp_path: Path) -> Path:
 
 
 def test_layers_held_out(times: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit_selection.main([str(times), "--seconds", "0", "--held-out", "8192x8192"])
+    fit_selection.main([str(times), "--steps", "0", "--held-out", "8192x8192"])
     printed = capsys.readouterr().out
     assert "1 times are of rows that the table has no longer" in printed
     assert "1 problems: regret 1.000 geometric mean, 1.000 worst" in printed
@@ -93,7 +133,7 @@ def test_a_layer_that_was_not_timed_cannot_be_held_out(
     times: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        fit_selection.main([str(times), "--seconds", "0", "--held-out", "512x512"])
+        fit_selection.main([str(times), "--steps", "0", "--held-out", "512x512"])
     assert "has no layer 512x512" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         fit_selection.main([str(times), "--held-out", "4096x4096", "8192x8192"])
@@ -137,7 +177,7 @@ class TestProjection:
         monkeypatch.setattr(project_cards, "LAYERS", ((4096, 4096),))
         for sheet in project_cards.CARDS:
             rates = {"int8": sheet.int8, "int4": sheet.int4, "bf16": sheet.bf16}
-            found = list(project_cards.project(sheet, cost_model.constants()))
+            found = list(project_cards.project(sheet, cost_model.constants(), {}))
             assert {(p.scheme, p.m) for p in found} == set(itertools.product(SCHEMES, (1, 4096)))
             for p in found:
                 us = 2e-6 * p.m * 4096 * 4096 / p.tops
@@ -170,11 +210,15 @@ class TestProjection:
             assert error["problems"] > 10
 
     def test_error_of_the_model(self, times: Path) -> None:
-        values = cost_model.constants()
-        [error], gone = project_cards.errors_of(times, values)
-        problems, _ = cost_model.read_times(times, cost_model.find_card(90))
-        chosen = [cost_model.chosen_of(points, values)[0] for points in problems.values()]
-        ratios = sorted(timed.point.estimate(values) / timed.us for timed in chosen)
+        values, factors = cost_model.constants(), cost_model.row_factors()
+        [error], gone = project_cards.errors_of(times, values, factors)
+        card = dataclasses.replace(
+            cost_model.find_card(90), bandwidth=project_cards.TIMED_BANDWIDTH * 1e3
+        )
+        read = cost_model.Times(times, card)
+        estimates = read.points.times(values, factors)
+        chosen = read.chosen(estimates)
+        ratios = sorted((estimates[chosen] / read.us[chosen]).tolist())
         assert (error.scheme, error.problems, gone) == ("w8a8", 2, 1)
         assert error.median == pytest.approx(sum(ratios) / 2)
         assert ratios[0] < error.p10 < error.median < error.p90 < ratios[1]

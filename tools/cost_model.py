@@ -14,11 +14,12 @@ import functools
 import json
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 SPLITS = (1, 0, 2, 3, 4, 6, 8, 12)  # in the order they are tried; 0: Stream-K
@@ -31,6 +32,7 @@ UNPACKING = {
     "w4a16": "kUnpackW4A16",
 }
 INSTRUCTION = {"w4a16": "bf16", "w4a4": "s4"}
+FACTORS = "gemm/row_factors.inc"
 
 
 @functools.cache
@@ -49,6 +51,12 @@ def constants() -> dict[str, float]:
     }
 
 
+def row_factors() -> dict[str, float]:
+    """What measured times of a row were of its estimate, of the rows in row_factors.inc."""
+    lines = re.findall(r"^QUTLASS_ROW_FACTOR\((\w+), ([\d.]+)\)$", _source(FACTORS), re.MULTILINE)
+    return {row: float(factor) for row, factor in lines}
+
+
 @dataclass(frozen=True)
 class Card:
     """What the estimate needs of a card. `dataclasses.replace` makes others of the architecture."""
@@ -56,11 +64,17 @@ class Card:
     sm: int
     sm_count: int
     smem_per_sm: int
+    l2_bytes: int
     bandwidth: float  # device memory, bytes/us
     clock: float  # cycles/us
     # Cycles of a scheduler for one tensor instruction, by "s8", "bf16" and "s4"; or the constant
     # that holds them.
     cycles: Mapping[str, float | str]
+    l2_rate: float | str  # a multiprocessor's bytes a cycle, or the constant
+
+
+def _value_or_name(text: str) -> float | str:
+    return text if text.startswith("k") else float(text)
 
 
 def find_card(sm: int, bandwidth: float | None = None) -> Card:
@@ -77,21 +91,25 @@ def find_card(sm: int, bandwidth: float | None = None) -> Card:
     found = re.findall(r"\bc = \{(.*)\};", _source("gemm/select.cpp"))
     if sm not in known or len(found) != 3:
         raise ValueError(f"cards.cpp or select.cpp does not say what a card of sm_{sm} is")
-    _, sm_count, _, smem, _, rate = known[sm]
+    _, sm_count, _, smem, l2, rate = known[sm]
     # In its order: from 90 on, 80, the others.
-    clock, s8, bf16, s4, unknown, _ = found[0 if sm >= 90 else 1 if sm == 80 else 2].split(", ")
+    fields = found[0 if sm >= 90 else 1 if sm == 80 else 2].split(", ")
+    clock, s8, bf16, s4, l2_rate, unknown = fields
     kib = re.fullmatch(r"(\d+) << 10", smem)
-    if kib is None:
-        raise ValueError(f"cards.cpp: {smem!r} is no number of KiB")
+    mib = re.fullmatch(r"int64_t\{(\d+)\} << 20", l2)
+    if kib is None or mib is None:
+        raise ValueError(f"cards.cpp: {smem!r} or {l2!r} is no number of KiB or MiB")
     given = float(rate) * 1e-6 if bandwidth is None else bandwidth
     cycles = {"s8": s8, "bf16": bf16, "s4": s4}
     return Card(
         sm,
         int(sm_count),
         int(kib[1]) << 10,
+        int(mib[1]) << 20,
         given or float(unknown),
         float(clock),
-        {name: text if text.startswith("k") else float(text) for name, text in cycles.items()},
+        {name: _value_or_name(text) for name, text in cycles.items()},
+        _value_or_name(l2_rate),
     )
 
 
@@ -134,89 +152,217 @@ def blocks_per_sm(tile: Mapping[str, Any], card: Card) -> int:
     )
 
 
-class Point:
-    """A row and a split at a shape on a card: cost() of select.cpp, but for the constants."""
+Value = float | torch.Tensor  # of a constant: a number, or what a fit differentiates by
+Constants = Mapping[str, Value]
 
-    def __init__(self, M: int, N: int, K: int, tile: Mapping[str, Any], split: int, card: Card):
-        op, self.s, self.card = tile["op"], split, card
-        a, b = A_BYTES.get(op, 1.0), B_BYTES.get(op, 0.5)
-        fold = is_folded(op, tile["m"])
-        self.resident = blocks_per_sm(tile, card) * card.sm_count
-        self.tiles = math.ceil(M / tile["m"]) * math.ceil(N / tile["n"])
-        self.k_tiles = math.ceil(K / tile["k"])
-        self.warps, self.stages = tile["threads"] // 32, tile["stages"]
-        steps = tile["warp_k"] // (64 if op == "w4a4" else 32) * (2 if op == "w4a16" else 1)
-        m_tiles, n_tiles = tile["warp_m"] / 16, tile["warp_n"] / 8
-        self.mma = steps * m_tiles * n_tiles
-        strip = strip_of(op, tile["m"], tile["warp_m"])
-        strips = math.ceil(M / strip) * strip
-        self.real = strips / (math.ceil(M / tile["m"]) * tile["m"]) if card.sm >= 90 else 1.0
-        sharers = tile["m"] // tile["warp_m"] if is_staged(op, tile["m"]) else 1
-        self.fragments = steps * n_tiles / sharers
-        swapped = is_swapped(op, tile["m"])
-        self.unpacking = "kUnpackSwapped" if swapped else UNPACKING.get(op, "kUnpackNone")
-        self.loads = 2.0 * steps * m_tiles + (1.6 * 4 * m_tiles * n_tiles if fold else 0)
-        self.cycles = card.cycles[INSTRUCTION.get(op, "s8")]
-        self.results = tile["warp_m"] * tile["warp_n"] / 32 / (tile["k"] // tile["warp_k"])
-        self.tile_results = tile["m"] * tile["n"]
-        self.once = M * K * a + N * K * b + 2.0 * M * N
-        self.through_l2 = self.tiles * self.k_tiles * tile["k"] * (tile["m"] * a + tile["n"] * b)
 
-    def _k_tile(self, side: int, c: Mapping[str, float]) -> float:
-        """Cycles of a k tile with so many blocks side by side."""
-        instructions = self.mma + self.fragments * c[self.unpacking] + self.loads + c["kLoop"]
-        rate = c[self.cycles] if isinstance(self.cycles, str) else self.cycles
-        limits = sorted(
-            (
-                self.mma * self.real * rate * self.warps / 4 * side,
-                instructions * self.warps / 4 * side / c["kIssue"],
-                instructions * c["kAlone"] + c["kBarrier"] / (self.stages - 1),
+class Points:
+    """Rows and splits at shapes on a card: cost() of select.cpp, but for the constants.
+
+    Args:
+        points: M, N, K, a row of the table and a split each.
+        card: The card.
+    """
+
+    def __init__(
+        self, points: Iterable[tuple[int, int, int, Mapping[str, Any], int]], card: Card
+    ) -> None:
+        self.card = card
+        self.rows, kinds, described = [], [], []
+        for M, N, K, tile, split in points:
+            op = tile["op"]
+            swapped = is_swapped(op, tile["m"])
+            self.rows.append(tile["name"])
+            kinds.append(
+                (
+                    "kUnpackSwapped" if swapped else UNPACKING.get(op, ""),
+                    INSTRUCTION.get(op, "s8"),
+                )
             )
-        )
-        return (limits[2] ** 4 + (0.5 * limits[1]) ** 4) ** 0.25
+            described.append(_describe(M, N, K, tile, split, card))
+        self.kinds = kinds
+        columns = zip(*described, strict=True)
+        self.of = {
+            name: torch.tensor(column, dtype=torch.float64)
+            for name, column in zip(_Described._fields, columns, strict=True)
+        }
 
-    def _tail(self, side: int, c: Mapping[str, float]) -> float:
-        """Cycles of an epilogue."""
-        return c["kEpilogue"] + self.results * c["kEpilogueResult"] * max(
-            1.0, side * self.warps / 8
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @functools.cached_property
+    def _unpackings(self) -> tuple[list[str], torch.Tensor]:
+        return _indexed([unpacking for unpacking, _ in self.kinds])
+
+    @functools.cached_property
+    def _instructions(self) -> tuple[list[str], torch.Tensor]:
+        return _indexed([instruction for _, instruction in self.kinds])
+
+    def _k_tile(
+        self, side: torch.Tensor, instructions: torch.Tensor, rate: torch.Tensor, c: Constants
+    ) -> torch.Tensor:
+        """Cycles of a k tile with so many blocks side by side."""
+        of, l2 = self.of, self.card.l2_rate
+        limits = (
+            of["mma"] * of["real"] * rate * of["warps"] / 4 * side,
+            instructions * of["warps"] / 4 * side,
+            instructions * c["kAlone"] + c["kBarrier"] / (of["stages"] - 1),
+            of["shared_bytes"] * side / c["kSharedBytes"],
+            of["real_bytes"] * side / (c[l2] if isinstance(l2, str) else l2),
+        )
+        return torch.sqrt(torch.sqrt(sum(limit * limit * limit * limit for limit in limits)))
+
+    def estimate(self, c: Constants) -> torch.Tensor:
+        """Microseconds, but for the rows' factors."""
+        of, cycles_of = self.of, self.card.cycles
+        names, index = self._unpackings
+        unpacking = _values(c[name] if name else 0.0 for name in names)[index]
+        names, index = self._instructions
+        cycles = [cycles_of[name] for name in names]
+        rate = _values(c[each] if isinstance(each, str) else each for each in cycles)[index]
+        instructions = (
+            of["mma"]
+            + of["fragments"] * unpacking
+            + of["loads"]
+            + c["kLoop"]
+            + c["kCopy"] * of["copies"]
         )
 
-    def estimate(self, c: Mapping[str, float]) -> float:
+        def blocks_of(side: torch.Tensor) -> torch.Tensor:
+            """Cycles of the k tiles of a block."""
+            return of["block_tiles"] * self._k_tile(side, instructions, rate, c)
+
+        def tail(side: torch.Tensor) -> torch.Tensor:
+            """Cycles of an epilogue."""
+            crowd = torch.clamp(side * of["warps"] / 8, min=1.0)
+            return c["kEpilogue"] + of["results"] * c["kEpilogueResult"] * crowd
+
+        together, left = of["together"], of["left"]
+        once = blocks_of(together)
+        whole = of["rounds"] * (once + tail(together))
+        rest = torch.where(left > 0, blocks_of(left) + tail(left), 0.0)
+        stream = once + of["segments"] * tail(together)
+        work = torch.where(of["split"] == 0, stream, whole + rest)
+        parts = of["parts"]
+        shared = c["kSplit"] + (parts - 1) * of["tile_results"] * 4 / 128 * c["kSplitPart"]
+        work = (work + torch.where(parts > 1, shared, 0.0)) / self.card.clock
+        l2 = c["kL2Share"] * self.card.l2_bytes / of["round_bytes"]
+        again = of["b_again"] * torch.clamp(1 - l2 * of["b_sharers"], min=0.0)
+        again = again + of["a_again"] * torch.clamp(1 - l2 * of["a_sharers"], min=0.0)
+        memory = (of["bytes"] + again) / (self.card.bandwidth * c["kMemoryShare"])
+        return torch.sqrt(work * work + memory * memory)
+
+    def times(self, c: Constants, factors: Mapping[str, float]) -> torch.Tensor:
         """Microseconds."""
-        sm_count, clock = self.card.sm_count, self.card.clock
-        segments, parts = 1.0, float(self.s)
-        if self.s != 0:
-            blocks = self.tiles * self.s
-            block_tiles = float(math.ceil(self.k_tiles / self.s))
-        elif self.tiles < self.resident:
-            block_tiles = float(math.ceil(self.tiles * self.k_tiles / self.resident))
-            blocks = math.ceil(self.tiles * self.k_tiles / block_tiles)
-            cut = block_tiles < self.k_tiles
-            segments = 2.0 if cut else 1.0
-            parts = self.k_tiles / block_tiles if cut else 2.0
-        else:
-            blocks = self.resident
-            block_tiles = self.tiles * self.k_tiles / self.resident
-            segments, parts = self.tiles / self.resident + 1, 2.0
-        busiest = math.ceil(blocks / sm_count)
-        together = min(busiest, self.resident // sm_count)
-        rounds, left = divmod(busiest, together)
-        cycles = c["kPrologue"]
-        if self.s == 0:
-            cycles += block_tiles * self._k_tile(together, c) + segments * self._tail(together, c)
-        else:
-            cycles += rounds * (block_tiles * self._k_tile(together, c) + self._tail(together, c))
-            if left > 0:
-                cycles += block_tiles * self._k_tile(left, c) + self._tail(left, c)
-        if parts > 1:
-            cycles += c["kSplit"] + (parts - 1) * self.tile_results * 4 / 128 * c["kSplitPart"]
-        work = cycles / clock
-        busy = min(1.0, blocks / sm_count)
-        memory = max(
-            self.once / (self.card.bandwidth * c["kMemoryShare"] * math.sqrt(busy)),
-            self.through_l2 / (sm_count * c["kL2BytesPerCycle"] * clock),
-        )
-        return max(work, memory) + c["kOverlap"] * min(work, memory)
+        known = torch.tensor([factors.get(row, 1.0) for row in self.rows], dtype=torch.float64)
+        return self.estimate(c) * known
+
+
+class _Described(NamedTuple):
+    """What the estimate needs of a row and a split at a shape, in the terms of select.cpp."""
+
+    split: int
+    block_tiles: float
+    rounds: int
+    together: int
+    left: int
+    segments: float
+    parts: float
+    warps: int
+    stages: int
+    mma: float
+    real: float
+    fragments: float
+    loads: float
+    copies: float
+    shared_bytes: float
+    real_bytes: float
+    results: float
+    tile_results: int
+    bytes: float
+    round_bytes: float
+    a_again: float
+    b_again: float
+    a_sharers: float
+    b_sharers: float
+
+
+def _describe(
+    M: int, N: int, K: int, tile: Mapping[str, Any], split: int, card: Card
+) -> _Described:
+    op = tile["op"]
+    a, b = A_BYTES.get(op, 1.0), B_BYTES.get(op, 0.5)
+    resident = blocks_per_sm(tile, card) * card.sm_count
+    tiles_m, tiles_n = math.ceil(M / tile["m"]), math.ceil(N / tile["n"])
+    tiles = tiles_m * tiles_n
+    k_tiles = math.ceil(K / tile["k"])
+    rows = M / tiles_m
+    warps = tile["threads"] // 32
+    steps = tile["warp_k"] // (64 if op == "w4a4" else 32) * (2 if op == "w4a16" else 1)
+    m_tiles, n_tiles = tile["warp_m"] / 16, tile["warp_n"] / 8
+    strip = strip_of(op, tile["m"], tile["warp_m"])
+    strips = math.ceil(M / strip) * strip
+    sharers = tile["m"] // tile["warp_m"] if is_staged(op, tile["m"]) else 1
+    fold = is_folded(op, tile["m"])
+    tile_bytes = (tile["m"] * a + tile["n"] * b) * tile["k"]
+
+    segments, parts, shared = 1.0, float(split), 0
+    if split != 0:
+        blocks = tiles * split
+        block_tiles = float(math.ceil(k_tiles / split))
+    elif tiles < resident:
+        block_tiles = float(math.ceil(tiles * k_tiles / resident))
+        blocks = math.ceil(tiles * k_tiles / block_tiles)
+        cut = block_tiles < k_tiles
+        segments = 2.0 if cut else 1.0
+        parts = k_tiles / block_tiles if cut else 2.0
+        shared = tiles if cut else 0
+    else:
+        blocks = resident
+        block_tiles = tiles * k_tiles / resident
+        segments, parts = tiles / resident + 1, 2.0
+        shared = resident + tiles % resident if tiles % resident else 0
+    busiest = math.ceil(blocks / card.sm_count)
+    together = min(busiest, resident // card.sm_count)
+    rounds, left = divmod(busiest, together)
+    return _Described(
+        split=split,
+        block_tiles=block_tiles,
+        rounds=rounds,
+        together=together,
+        left=left,
+        segments=segments,
+        parts=parts,
+        warps=warps,
+        stages=tile["stages"],
+        mma=steps * m_tiles * n_tiles,
+        real=strips / (tiles_m * tile["m"]) if card.sm >= 90 else 1.0,
+        fragments=steps * n_tiles / sharers,
+        loads=2.0 * steps * m_tiles + (1.6 * 4 * m_tiles * n_tiles if fold else 0),
+        copies=tile_bytes / 16 / tile["threads"],
+        shared_bytes=tile_bytes
+        + warps * (tile["warp_m"] * a + tile["warp_n"] * b) * tile["warp_k"],
+        real_bytes=(rows * a + tile["n"] * b) * tile["k"],
+        results=tile["warp_m"] * tile["warp_n"] / 32 / (tile["k"] // tile["warp_k"]),
+        tile_results=tile["m"] * tile["n"],
+        bytes=M * K * a + N * K * b + 2.0 * M * N,
+        round_bytes=resident * (rows * a + tile["n"] * b) * K,
+        a_again=shared * K * rows * a * (1 - 1 / tiles_n),
+        b_again=shared * K * tile["n"] * b * (1 - 1 / tiles_m),
+        a_sharers=resident / tiles_m,
+        b_sharers=float(tiles_m),
+    )
+
+
+def _indexed(names: Sequence[str]) -> tuple[list[str], torch.Tensor]:
+    """The different names, and the place of each among them."""
+    different = list(dict.fromkeys(names))
+    places = {name: i for i, name in enumerate(different)}
+    return different, torch.tensor([places[name] for name in names])
+
+
+def _values(values: Iterable[Value]) -> torch.Tensor:
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
 
 
 class Problem(NamedTuple):
@@ -247,52 +393,63 @@ def candidates(problem: Problem, card: Card) -> Iterator[tuple[dict[str, Any], i
 
 
 def select(
-    problem: Problem, card: Card, values: Mapping[str, float]
+    problem: Problem, card: Card, values: Constants, factors: Mapping[str, float]
 ) -> tuple[dict[str, Any], int, float]:
     """The row, the split and the estimate in microseconds that gemm_select settles on."""
     _, M, N, K, _ = problem
-    found = [(tile, split) for tile, split in candidates(problem, card)]
+    found = list(candidates(problem, card))
     if not found:
         raise ValueError(f"no row runs {problem}")
-    estimates = [Point(M, N, K, tile, s, card).estimate(values) for tile, s in found]
-    least = min(estimates)
-    return *found[estimates.index(least)], least
+    times = Points(((M, N, K, tile, split) for tile, split in found), card).times(values, factors)
+    least = int(times.argmin())
+    return *found[least], float(times[least])
 
 
-@dataclass
-class Timed:
-    """A point that was measured."""
+class Times:
+    """What tools/time_rows.py wrote of rows that the table has.
 
-    point: Point
-    row: str
-    us: float
+    Attributes:
+        problems: The (op, M, N, K) that were timed.
+        points: All rows and splits of them.
+        us: What each took.
+        problem: The place of its problem.
+        gone: How many lines are of rows that the table has no longer.
+    """
 
+    def __init__(self, path: Path, card: Card, held_out: Container[tuple[int, int]] = ()) -> None:
+        """Without the layers that are held out."""
+        from qutlass.tuned import table_rows
 
-def read_times(path: Path, card: Card) -> tuple[dict[tuple[str, int, int, int], list[Timed]], int]:
-    """What tools/time_rows.py wrote: the points of each (op, M, N, K), and how many lines are of
-    rows that the table has no longer."""
-    from qutlass.tuned import table_rows
+        tiles = {row["name"]: row for row in table_rows()}
+        places: dict[tuple[str, int, int, int], int] = {}
+        points, us, problem = [], [], []
+        self.gone = 0
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["op"] == "bf16" or (record["n"], record["k"]) in held_out:
+                continue
+            if record["row"] not in tiles:
+                self.gone += 1
+                continue
+            key = (record["op"], record["m"], record["n"], record["k"])
+            points.append((*key[1:], tiles[record["row"]], record["s"]))
+            us.append(record["us"])
+            problem.append(places.setdefault(key, len(places)))
+        self.problems = list(places)
+        self.points = Points(points, card) if points else None
+        self.us = torch.tensor(us, dtype=torch.float64)
+        self.problem = torch.tensor(problem, dtype=torch.int64)
 
-    tiles = {row["name"]: row for row in table_rows()}
-    problems: dict[tuple[str, int, int, int], list[Timed]] = defaultdict(list)
-    gone = 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["op"] == "bf16":
-            continue
-        if record["row"] not in tiles:
-            gone += 1
-            continue
-        M, N, K = record["m"], record["n"], record["k"]
-        point = Point(M, N, K, tiles[record["row"]], record["s"], card)
-        problems[record["op"], M, N, K].append(Timed(point, record["row"], record["us"]))
-    return dict(problems), gone
+    def least(self, of: torch.Tensor) -> torch.Tensor:
+        """The least of each problem's points."""
+        start = torch.full((len(self.problems),), math.inf, dtype=torch.float64)
+        return start.scatter_reduce(0, self.problem, of, "amin")
 
-
-def chosen_of(points: Sequence[Timed], values: Mapping[str, float]) -> tuple[Timed, list[float]]:
-    """The point with the least estimate, and the estimates of all."""
-    estimates = [timed.point.estimate(values) for timed in points]
-    return points[estimates.index(min(estimates))], estimates
+    def chosen(self, estimates: torch.Tensor) -> torch.Tensor:
+        """The place of each problem's point with the least estimate, the first of equals."""
+        places = torch.arange(len(estimates), dtype=torch.float64)
+        is_least = estimates == self.least(estimates)[self.problem]
+        return self.least(torch.where(is_least, places, math.inf)).long()
 
 
 def parse_layer(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ For each card, product and M: the geometric mean over the layers of qutlass.benc
 TOPS and of the speed-up over bfloat16, both estimated. The row and the split are those that the
 library would choose on the card; their time is the estimate of csrc/gemm/select.cpp (see
 tools/cost_model.py) at the card's data sheet: multiprocessors, tensor rates - the clock is the one
-that the INT8 rate follows from - and bandwidth. The other constants were fitted on an H200.
+that the INT8 rate follows from - and bandwidth. The other constants were fitted on an H100.
 
 bfloat16 is taken as ideal: the larger of bytes over the data sheet's bandwidth and operations over
 its rate, with no overhead at all, which no bfloat16 product reaches. The speed-ups are therefore
@@ -33,12 +33,12 @@ import numpy as np
 from cost_model import (
     CSRC,
     Card,
-    Point,
+    Points,
     Problem,
-    chosen_of,
+    Times,
     constants,
     find_card,
-    read_times,
+    row_factors,
     select,
 )
 from plain_table import render
@@ -47,8 +47,9 @@ from qutlass.bench.shapes import LAYERS
 
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 GROUP = 128
-TIMES = CSRC.parent / "bench" / "results" / "nvidia-h200" / "rows.jsonl"
-TIMED_ON = "NVIDIA H200"
+TIMES = CSRC.parent / "bench" / "results" / "nvidia-h100-80gb-hbm3" / "rows.jsonl"
+TIMED_ON = "NVIDIA H100 80GB HBM3"
+TIMED_BANDWIDTH = 3350.0  # GB/s
 # Operations of one tensor instruction: mma.m16n8k32.s8, m16n8k64.s4 and m16n8k16.bf16.
 OPERATIONS = {"s8": 16 * 8 * 32 * 2, "s4": 16 * 8 * 64 * 2, "bf16": 16 * 8 * 16 * 2}
 SCHEDULERS = 4  # of a multiprocessor
@@ -137,15 +138,17 @@ def problem_of(scheme: str, m: int, n: int, k: int) -> Problem:
     return Problem(scheme, m, n, k, SCHEMES[scheme].group_of(GROUP) or k)
 
 
-def project(sheet: Datasheet, values: Mapping[str, float]) -> Iterator[Projection]:
+def project(
+    sheet: Datasheet, values: Mapping[str, float], factors: Mapping[str, float]
+) -> Iterator[Projection]:
     """Every product and M on a card."""
     chosen_for, card = sheet.chosen_for(), sheet.card()
     for scheme in SCHEMES:
         for m in TOKENS:
             tops, speedups = [], []
             for n, k in LAYERS:
-                tile, split, _ = select(problem_of(scheme, m, n, k), chosen_for, values)
-                us = Point(m, n, k, tile, split, card).estimate(values)
+                tile, split, _ = select(problem_of(scheme, m, n, k), chosen_for, values, factors)
+                us = float(Points([(m, n, k, tile, split)], card).times(values, factors))
                 tops.append(2e-6 * m * n * k / us)
                 speedups.append(sheet.ideal_bf16(m, n, k) / us)
             yield Projection(
@@ -158,20 +161,23 @@ def project(sheet: Datasheet, values: Mapping[str, float]) -> Iterator[Projectio
             )
 
 
-def errors_of(path: Path, values: Mapping[str, float]) -> tuple[list[Error], int]:
+def errors_of(
+    path: Path, values: Mapping[str, float], factors: Mapping[str, float]
+) -> tuple[list[Error], int]:
     """The model's error on the GPU that was timed, and how many times are of rows gone since."""
-    problems, gone = read_times(path, find_card(90))
+    times = Times(path, replace(find_card(90), bandwidth=TIMED_BANDWIDTH * 1e3))
+    estimates = times.points.times(values, factors)
+    chosen = times.chosen(estimates)
+    found = (estimates[chosen] / times.us[chosen]).tolist()
     errors = []
     for scheme in SCHEMES:
-        ratios = []
-        for (op, *_), points in problems.items():
-            if op == scheme:
-                chosen, estimates = chosen_of(points, values)
-                ratios.append(min(estimates) / chosen.us)
+        ratios = [
+            ratio for ratio, (op, *_) in zip(found, times.problems, strict=True) if op == scheme
+        ]
         if ratios:
             p10, median, p90 = map(float, np.quantile(ratios, (0.1, 0.5, 0.9)))
             errors.append(Error(TIMED_ON, scheme, title_of(scheme), len(ratios), p10, median, p90))
-    return errors, gone
+    return errors, times.gone
 
 
 def describe(sheet: Datasheet) -> str:
@@ -207,23 +213,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", action="store_true", help="tables as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write one line a number")
     args = parser.parse_args(argv)
-    values = constants()
+    values, factors = constants(), row_factors()
     lines = []
     print(f"{NOTE}.")
     for sheet in CARDS:
-        projections = list(project(sheet, values))
+        projections = list(project(sheet, values, factors))
         lines += map(asdict, projections)
         heading = f"PROJECTED: {describe(sheet)}"
         print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
         print(projection_table(projections, args.markdown))
-    errors, gone = errors_of(TIMES, values)
+    errors, gone = errors_of(TIMES, values, factors)
     lines += map(asdict, errors)
     heading = f"The model's error where it was measured, {TIMED_ON}"
     print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
     print(error_table(errors, args.markdown))
     print(
-        "\nThe constants were fitted to times of an H100. INT4 products are emulated there: "
-        "their error says\nnothing of cards that have the instruction."
+        "\nThe constants were fitted to the same times. INT4 products are emulated there: their "
+        "error says\nnothing of cards that have the instruction."
     )
     if gone:
         print(f"{gone} times are of rows that the table has no longer and are left out.")

@@ -19,6 +19,7 @@
 #include "cutlass/epilogue/threadblock/fusion/visitors.hpp"
 #include "cutlass/gemm/gemm.h"
 #include "cutlass/numeric_types.h"
+#include "gemm/left_out.h"
 #include "gemm/problem.h"
 #include "gemm/schedule.h"
 #include "gemm/tiles.h"
@@ -317,6 +318,7 @@ struct EpilogueFor {
 
   __device__ __forceinline__ static void run(const EpilogueContext& context, const Segment& segment,
                                              typename Mainloop::Result& result, int lane) {
+    if constexpr (leaves_out(Part::kStoring)) return;
     const bool whole = context.params->columns % (2 * kPack) == 0;
     if (!whole)
       visit<true, false>(context, segment, result, lane);

@@ -24,6 +24,7 @@
 #include "cutlass/array.h"
 #include "cutlass/gemm/gemm.h"
 #include "gemm/group_cache.cuh"
+#include "gemm/left_out.h"
 #include "gemm/schedule.h"
 #include "gemm/shared_tile.cuh"
 #include "gemm/tiles.h"
@@ -134,8 +135,7 @@ class Mainloop {
   static constexpr bool kDealt = kOwnTiles % 4 == 0;
   using Result = ElementC[kOwnTiles][kMTiles][4];
 
-  static constexpr int kMinGroup =
-      min_group_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK);
+  static constexpr int kMinGroup = min_group_of(kOp, Shape::kK, WarpShape::kM, WarpShape::kK);
   using Groups =
       GroupCache<kOp, kStaged, kSumsFractions, kDealt, Shape::kN, Shape::kK, kMinGroup,
                  period_groups_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK),
@@ -370,7 +370,7 @@ class Mainloop {
     constexpr int kA = decltype(loader_a_)::kAccesses, kB = decltype(loader_b_)::kAccesses;
 #pragma unroll
     for (int i = 0; i < kA + kB; ++i) {
-      if (i * parts / (kA + kB) != part) continue;
+      if (leaves_out(Part::kCopying) || i * parts / (kA + kB) != part) continue;
       if (i < kA)
         loader_a_.access(i, shared_a_ + stage * TileA::kBytes, operands_.lda);
       else
@@ -393,10 +393,25 @@ class Mainloop {
     return shared_a_ + stage * TileA::kBytes + along_k(lane_a_, substep * 32);
   }
 
+  // Of fragments that nothing multiplies, so that they are made all the same.
+  template <int kWords>
+  __device__ __forceinline__ static void keep(const uint32_t (&words)[kWords]) {
+#pragma unroll
+    for (int r = 0; r < kWords; ++r) asm volatile("" ::"r"(words[r]));
+  }
+  // Of fragments that nothing loads, so that the compiler takes them for others each time.
+  template <int kWords>
+  __device__ __forceinline__ static void change(uint32_t (&words)[kWords]) {
+#pragma unroll
+    for (int r = 0; r < kWords; ++r) asm volatile("" : "=r"(words[r]));
+  }
+
   __device__ __forceinline__ void fetch_a_tile(uint32_t (&a)[kAWords], int stage, int substep,
                                                int m) const {
     const uint32_t address = address_a(stage, substep) + m * (4 * kAWords) * TileA::kRowBytes;
-    if constexpr (kSwapped)
+    if constexpr (leaves_out(Part::kLoading))
+      change(a);
+    else if constexpr (kSwapped)
       load_shared_64(a, address);
     else
       ldmatrix_x4(a, address);
@@ -419,7 +434,12 @@ class Mainloop {
     constexpr int kRows = kWideB ? 16 : 32;
     const uint32_t base = tile + along_k(lane_b_, step * kStepBytes);
 #pragma unroll
-    for (int j = 0; j < kBLoads; ++j) ldmatrix_x4(b[j], base + j * kRows * TileW::kRowBytes);
+    for (int j = 0; j < kBLoads; ++j) {
+      if constexpr (leaves_out(Part::kLoading))
+        change(b[j]);
+      else
+        ldmatrix_x4(b[j], base + j * kRows * TileW::kRowBytes);
+    }
   }
 
   // Adds the values of each row of a fragment to those of sum: a product with ones, whose columns
@@ -449,7 +469,9 @@ class Mainloop {
   __device__ __forceinline__ static void multiply(Partial (&d)[4], const uint32_t (&a)[kAWords],
                                                   const uint32_t (&b)[kBWords],
                                                   const Partial (&c)[4]) {
-    if constexpr (kSwapped)
+    if constexpr (leaves_out(Part::kProducts))
+      keep(b);
+    else if constexpr (kSwapped)
       mma_bf16(d, b, a, c);
     else if constexpr (kBf16)
       mma_bf16(d, a, b, c);
@@ -461,7 +483,9 @@ class Mainloop {
   // The same to d itself where `really`.
   __device__ __forceinline__ static void accumulate(Partial (&d)[4], const uint32_t (&a)[kAWords],
                                                     const uint32_t (&b)[kBWords], bool really) {
-    if constexpr (kSwapped)
+    if constexpr (leaves_out(Part::kProducts))
+      keep(b);
+    else if constexpr (kSwapped)
       accumulate_bf16(d, b, a, really);
     else if constexpr (kBf16)
       accumulate_bf16(d, a, b, really);
@@ -536,7 +560,9 @@ class Mainloop {
   template <bool kZeros>
   __device__ __forceinline__ static void unpack(uint32_t (&b)[2], uint32_t x, const UnpackParams& u,
                                                 int j) {
-    if constexpr (kMultiplier) {
+    if constexpr (leaves_out(Part::kUnpacking)) {
+      b[0] = b[1] = x;
+    } else if constexpr (kMultiplier) {
       const uint32_t m = u.c[j] & 0xFF, c = (u.c[j] >> 8) * 0x01010101u;
       b[0] = (offset_nibbles(x) * m + c) ^ 0x80808080u;
       b[1] = (offset_nibbles(x >> 4) * m + c) ^ 0x80808080u;
@@ -695,7 +721,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
 
   // Adds the sums of a group to the totals.
   auto fold = [&] {
-    if constexpr (kFold) {
+    if constexpr (kFold && !leaves_out(Part::kFolding)) {
 #pragma unroll
       for (int j = 0; j < kBFragments; ++j) {
         // Of the two columns that this lane has of the fragment.
@@ -798,9 +824,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         } else if constexpr (kSwapped) {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            uint32_t rows[2];
-            widen_nibbles(rows, raw[j / 2][j % 2 * 2 + h], s % kHalves);
-            settle<kScales>(rows, params, 2 * j + h);
+            const uint32_t x = raw[j / 2][j % 2 * 2 + h];
+            uint32_t rows[2] = {x, x};
+            if constexpr (!leaves_out(Part::kUnpacking)) {
+              widen_nibbles(rows, x, s % kHalves);
+              settle<kScales>(rows, params, 2 * j + h);
+            }
             b[h] = rows[0];
             b[h + 2] = rows[1];
           }
@@ -808,7 +837,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           unpack<kZeros>(b, raw[j / 4][j % 4], params, j);
         }
         const bool last_j = j == kBFragments - 1;
-        if constexpr (kStaged) {
+        if constexpr (kStaged && !leaves_out(Part::kUnpacking)) {
           // The next tile's unpacking is spread over all steps but the last; a chunk comes a few
           // products ahead of its use. Behind the segment's last tile it goes to waste.
           constexpr int kPlaces = kLast * kNTiles, kAhead = 2;

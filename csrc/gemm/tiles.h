@@ -29,7 +29,7 @@ constexpr bool is_folded(GemmOp op, int m) { return op == GemmOp::kW4A8Group || 
 // The smallest groups that a row of a grouped product takes (where there is more than one). Rows
 // for large groups only are spared the code and the registers for groups that change within a k
 // tile.
-constexpr int min_group_of(GemmOp op, int m, int k, int wm, int wk) {
+constexpr int min_group_of(GemmOp op, int k, int wm, int wk) {
   if (wk > 64) return 128;
   return k > 128 || wm > 64 || (op == GemmOp::kW4A16 && wm == 64 && wk > 32) ? 64 : 32;
 }
@@ -39,7 +39,7 @@ constexpr int min_group_of(GemmOp op, int m, int k, int wm, int wk) {
 // registers for more.
 constexpr int period_groups_of(GemmOp op, int m, int k, int wm, int wk) {
   const int least = m > 64 ? 2 : m == 64 ? 4 : 8;
-  const int two_tiles = 2 * k / min_group_of(op, m, k, wm, wk);
+  const int two_tiles = 2 * k / min_group_of(op, k, wm, wk);
   return two_tiles > least ? two_tiles : least;
 }
 

@@ -80,10 +80,10 @@ bool prints_choices() {
   return prints;
 }
 
-// The tuned choice or gemm_select's, remembered: the latter weighs every row of the table, 2 to 4
-// us on an EPYC core where a whole call through torch.ops without it takes 3. A model asks for the
-// same few dozen problems over and over; each thread keeps its own answers, so that nothing is
-// locked. An answer from before the tuned choices last changed is asked for again.
+// The tuned choice or gemm_select's, remembered: the latter weighs every row of the table, 8 us on
+// an EPYC core where a whole call through torch.ops without it takes 3. A model asks for the same
+// few dozen problems over and over; each thread keeps its own answers, so that nothing is locked.
+// An answer from before the tuned choices last changed is asked for again.
 Selected select_cached(const GemmProblem& problem, int32_t device, const DeviceInfo& info) {
   struct Answer {
     GemmProblem problem;

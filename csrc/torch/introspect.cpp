@@ -21,6 +21,7 @@
 #include "common/cards.h"
 #include "cpu/gemm.h"
 #include "gemm/gemm.h"
+#include "gemm/left_out.h"
 #include "gemm/schedule.h"
 #include "gemm/tuned.h"
 #include "torch/checks.h"
@@ -287,6 +288,7 @@ QUTLASS_EXPORT const char* qutlass_build_info() {
 #else
   info.text("compiler", "GCC " __VERSION__);
 #endif
+  info.text("left_out", kLeftOut == Part::kNothing ? nullptr : name_of(kLeftOut));
   return keep(info.str());
 }
 

@@ -534,7 +534,8 @@ def build_info() -> dict[str, Any]:
         only; "archs", what the CUDA kernels were compiled for; "cutlass", the version of its
         headers, or None; "driver_cuda", the newest CUDA the driver of this machine runs (13000 is
         13.0; 0 without a driver); "torch_abi", the oldest torch it loads into; "cpu_isa", the
-        instructions the CPU kernels use here; "compiler".
+        instructions the CPU kernels use here; "compiler"; "left_out", None, or what GEMM kernels
+        lack in a build that is for measurements only.
 
     Example:
         >>> build_info()["torch_abi"]
