@@ -14,20 +14,21 @@ using namespace qutlass;
 
 namespace {
 
-DeviceInfo card(int sm, int sm_count, int smem_per_block, int smem_per_sm, double bandwidth) {
+DeviceInfo card(int sm, int sm_count, int smem_per_block, int smem_per_sm, int l2_mib,
+                double bandwidth) {
   DeviceInfo d;
-  d.sm = sm, d.sm_count = sm_count, d.bandwidth = bandwidth;
+  d.sm = sm, d.sm_count = sm_count, d.bandwidth = bandwidth, d.l2_bytes = int64_t{l2_mib} << 20;
   d.smem_per_block = smem_per_block, d.smem_per_sm = smem_per_sm;
   return d;
 }
 
 const DeviceInfo kCards[] = {
-    card(86, 82, 101376, 102400, 936e9),     // RTX 3090
-    card(86, 72, 101376, 102400, 600e9),     // A10
-    card(89, 128, 101376, 102400, 1008e9),   // RTX 4090
-    card(80, 108, 166912, 167936, 2039e9),   // A100
-    card(90, 132, 232448, 233472, 4800e9),   // H200
-    card(86, 20, 101376, 102400, 0),         // few multiprocessors, bandwidth unknown
+    card(86, 82, 101376, 102400, 6, 936e9),     // RTX 3090
+    card(86, 72, 101376, 102400, 6, 600e9),     // A10
+    card(89, 128, 101376, 102400, 72, 1008e9),   // RTX 4090
+    card(80, 108, 166912, 167936, 40, 2039e9),   // A100
+    card(90, 132, 232448, 233472, 50, 4800e9),   // H200
+    card(86, 20, 101376, 102400, 0, 0),         // few multiprocessors, L2 and bandwidth unknown
 };
 
 void test_table() {
@@ -131,7 +132,20 @@ void test_sense() {
       CHECK(gemm_tile(prefill.tile).m >= 64);
       CHECK(prefill.split_k <= 1);
     }
+    // Few tokens beyond a tile's height are no reason to read the weights over and over. (W4A16
+    // may: products in float32 are so slow on a GeForce that padding costs more.)
+    for (int op = 0; op < kGemmOpCount && d.native_int4(); ++op) {
+      if (static_cast<GemmOp>(op) == GemmOp::kW4A16) continue;
+      for (int64_t m : {33, 48, 65, 96, 128}) {
+        for (int64_t n : {4096, 8192, 28672}) {
+          const GemmConfig c = gemm_select({static_cast<GemmOp>(op), m, n, 4096, 128}, d);
+          CHECK((m + gemm_tile(c.tile).m - 1) / gemm_tile(c.tile).m <= 4);
+        }
+      }
+    }
   }
+  // Blocks at different k of tiles so long would read most of both operands again.
+  CHECK_EQ(gemm_select({GemmOp::kW8A8, 1024, 8192, 28672, 28672}, kCards[4]).split_k, 1);
 }
 
 }  // namespace
