@@ -198,27 +198,27 @@ class TestProjection:
             assert printed.startswith("PROJECTED")
             assert printed.count("PROJECTED: ") == len(project_cards.CARDS)
             assert "not measured" in printed
-        assert page.count("| --- |") == len(project_cards.CARDS) + 1
+        assert page.count("| --- |") == len(project_cards.CARDS) + len(project_cards.TIMED)
         records = [json.loads(line) for line in path.read_text().splitlines()]
         projections = [r for r in records if r.get("projected")]
         assert len(projections) == len(project_cards.CARDS) * len(SCHEMES) * 2
         errors = [r for r in records if "median" in r]
         assert len(projections) + len(errors) == len(records)
-        assert [e["scheme"] for e in errors] == list(SCHEMES)
+        assert [(e["gpu"], e["scheme"]) for e in errors] == list(
+            itertools.product(project_cards.TIMED, SCHEMES)
+        )
         for error in errors:
             assert 0.3 < error["p10"] <= error["median"] <= error["p90"] < 3
             assert error["problems"] > 10
 
     def test_error_of_the_model(self, times: Path) -> None:
         values, factors = cost_model.constants(), cost_model.row_factors()
-        [error], gone = project_cards.errors_of(times, values, factors)
-        card = dataclasses.replace(
-            cost_model.find_card(90), bandwidth=project_cards.TIMED_BANDWIDTH * 1e3
-        )
+        [error], gone = project_cards.errors_of("a GPU", times, 3350.0, values, factors)
+        card = dataclasses.replace(cost_model.find_card(90), bandwidth=3350e3)
         read = cost_model.Times(times, card)
         estimates = read.points.times(values, factors)
         chosen = read.chosen(estimates)
         ratios = sorted((estimates[chosen] / read.us[chosen]).tolist())
-        assert (error.scheme, error.problems, gone) == ("w8a8", 2, 1)
+        assert (error.gpu, error.scheme, error.problems, gone) == ("a GPU", "w8a8", 2, 1)
         assert error.median == pytest.approx(sum(ratios) / 2)
         assert ratios[0] < error.p10 < error.median < error.p90 < ratios[1]

@@ -13,9 +13,9 @@ bfloat16 is taken as ideal: the larger of bytes over the data sheet's bandwidth 
 its rate, with no overhead at all, which no bfloat16 product reaches. The speed-ups are therefore
 low ones, as far as the estimate holds.
 
-How far it holds is known for the GPU that was measured alone: estimated over measured time of the
+How far it holds is known for the GPUs that were measured alone: estimated over measured time of the
 chosen row, from the file that tools/time_rows.py wrote there, for every (M, N, K) in it. Rows that
-were never timed cannot be chosen there, and the constants were fitted to the same times.
+were never timed cannot be chosen there, and the constants were fitted to the times of the H100.
 """
 
 from __future__ import annotations
@@ -47,9 +47,12 @@ from qutlass.bench.shapes import LAYERS
 
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 GROUP = 128
-TIMES = CSRC.parent / "bench" / "results" / "nvidia-h100-80gb-hbm3" / "rows.jsonl"
-TIMED_ON = "NVIDIA H100 80GB HBM3"
-TIMED_BANDWIDTH = 3350.0  # GB/s
+RESULTS = CSRC.parent / "bench" / "results"
+# GPUs that were timed, the first one those that the constants were fitted to; GB/s.
+TIMED = {
+    "NVIDIA H100 80GB HBM3": (RESULTS / "nvidia-h100-80gb-hbm3" / "rows.jsonl", 3350.0),
+    "NVIDIA H200": (RESULTS / "nvidia-h200" / "rows.jsonl", 4800.0),
+}
 # Operations of one tensor instruction: mma.m16n8k32.s8, m16n8k64.s4 and m16n8k16.bf16.
 OPERATIONS = {"s8": 16 * 8 * 32 * 2, "s4": 16 * 8 * 64 * 2, "bf16": 16 * 8 * 16 * 2}
 SCHEDULERS = 4  # of a multiprocessor
@@ -162,10 +165,14 @@ def project(
 
 
 def errors_of(
-    path: Path, values: Mapping[str, float], factors: Mapping[str, float]
+    gpu: str,
+    path: Path,
+    bandwidth: float,
+    values: Mapping[str, float],
+    factors: Mapping[str, float],
 ) -> tuple[list[Error], int]:
-    """The model's error on the GPU that was timed, and how many times are of rows gone since."""
-    times = Times(path, replace(find_card(90), bandwidth=TIMED_BANDWIDTH * 1e3))
+    """The model's error on a GPU that was timed, and how many times are of rows gone since."""
+    times = Times(path, replace(find_card(90), bandwidth=bandwidth * 1e3))
     estimates = times.points.times(values, factors)
     chosen = times.chosen(estimates)
     found = (estimates[chosen] / times.us[chosen]).tolist()
@@ -176,7 +183,7 @@ def errors_of(
         ]
         if ratios:
             p10, median, p90 = map(float, np.quantile(ratios, (0.1, 0.5, 0.9)))
-            errors.append(Error(TIMED_ON, scheme, title_of(scheme), len(ratios), p10, median, p90))
+            errors.append(Error(gpu, scheme, title_of(scheme), len(ratios), p10, median, p90))
     return errors, times.gone
 
 
@@ -222,17 +229,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         heading = f"PROJECTED: {describe(sheet)}"
         print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
         print(projection_table(projections, args.markdown))
-    errors, gone = errors_of(TIMES, values, factors)
-    lines += map(asdict, errors)
-    heading = f"The model's error where it was measured, {TIMED_ON}"
-    print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
-    print(error_table(errors, args.markdown))
+    for gpu, (path, bandwidth) in TIMED.items():
+        errors, gone = errors_of(gpu, path, bandwidth, values, factors)
+        lines += map(asdict, errors)
+        heading = f"The model's error where it was measured, {gpu}"
+        print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
+        print(error_table(errors, args.markdown))
+        if gone:
+            print(f"\n{gone} times are of rows that the table has no longer and are left out.")
     print(
-        "\nThe constants were fitted to the same times. INT4 products are emulated there: their "
-        "error says\nnothing of cards that have the instruction."
+        "\nThe constants were fitted to the times of the first. INT4 products are emulated there: "
+        "their error\nsays nothing of cards that have the instruction."
     )
-    if gone:
-        print(f"{gone} times are of rows that the table has no longer and are left out.")
     if args.json:
         args.json.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return 0
