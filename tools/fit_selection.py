@@ -49,7 +49,7 @@ from qutlass.tuned import table_rows
 MEASURED = ("kSm90S8", "kSm90Bf16", "kSm90S4", "kSharedBytes", "kMemoryShare")
 SELECT = CSRC / "gemm" / "select.cpp"
 EMULATED = "w4a4"
-NEAR = 0.4  # rows that take up to e^0.4 of the best take part in the error
+NEAR = 0.7  # rows that take up to e^0.7 of the best take part in the error
 RANDOM = (0.10, 0.012)  # how random choices are, from first to last: of log time
 RATE = (0.03, 0.001)
 HOLD = 3.0  # of factors to 1

@@ -27,7 +27,7 @@ from qutlass.bench.shapes import LAYERS
 from qutlass.ops import _gemm_legal, _gemm_tiles
 from qutlass.timing import require_gpu
 
-TOKENS = (1, 8, 16, 24, 32, 48, 64, 80, 128, 144, 256, 1024, 4096)
+TOKENS = (1, 8, 16, 24, 32, 48, 64, 80, 96, 128, 144, 192, 256, 512, 1024, 2048, 4096)
 SPLITS = (1, 0, 2, 3, 4, 6, 8, 12)  # 0: Stream-K
 SAMPLE = 1.5e-3  # seconds of a replay
 
@@ -70,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("json", type=Path, help="JSONL file to write")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), metavar="M")
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument(
         "--layers",
@@ -87,7 +88,7 @@ def main() -> None:
     with args.json.open("w", encoding="utf-8") as file:
         for n, k in args.layers:
             weights = Weights(n, k, args.group, False, "cuda")
-            for m in TOKENS:
+            for m in args.tokens:
                 point = {"m": m, "n": n, "k": k}
                 x = random_matrix("bf16", m, k, "cuda")
                 us = sample(lambda w, x=x: torch.mm(x, w.t()), weights.matrices("bf16"), stream)
