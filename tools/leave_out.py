@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does each part of a GEMM kernel cost? The times of kernels that leave one out.
 
-    for part in Unpacking Folding Copying Loading Products Storing; do
+    for part in Unpacking Copying Storing; do
       cmake -S . -B build/without/$part -DQUTLASS_LEAVE_OUT=$part
       cmake --build build/without/$part
     done
@@ -9,9 +9,10 @@
 
 Every product runs on the row and split that the first library, the whole one, chooses for it; the
 others run the same. A column is the time without a part over the time of the whole kernel: what it
-is below 1 is the most that a cheaper part could bring. Parts that wait for each other cost nothing
-where the others take as long, so the columns do not add up; the part that holds a kernel is the one
-without which it is much faster. `products` is everything but the tensor instructions.
+is below 1 is the most that a cheaper part could bring. A part costs nothing where others take as
+long, so the columns do not add up. Without unpacking the operands are the packed bytes, and without
+copying what lies in shared memory: where the card is at its power limit (tools/clocks.py), other
+bits alone make a kernel slower or faster.
 
 Rows that a library lacks are left out of its column.
 """
@@ -28,7 +29,7 @@ from typing import Any
 
 from plain_table import render
 
-PARTS = ("unpacking", "folding", "copying", "loading", "products", "storing")
+PARTS = ("unpacking", "copying", "storing")
 # Not W4A4, which is emulated where there are no INT4 Tensor Cores.
 LEFT_OUT = "w4a4"
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a build leaves out of every GEMM kernel, whose results are then wrong: how much faster a
 // kernel is without a part says what that part costs it (tools/leave_out.py). The CMake variable
-// QUTLASS_LEAVE_OUT names the part.
+// QUTLASS_LEAVE_OUT names the part. Parts without which the compiler could drop others, whose
+// results nothing would use, are none.
 #pragma once
 
 namespace qutlass {
@@ -9,10 +10,7 @@ namespace qutlass {
 enum class Part {
   kNothing,
   kUnpacking,  // weights into the fragments of an mma
-  kFolding,    // sums of a group into totals
   kCopying,    // operands into shared memory
-  kLoading,    // fragments from shared memory
-  kProducts,   // mma
   kStoring,    // the epilogue
 };
 
@@ -25,10 +23,7 @@ constexpr bool leaves_out(Part part) { return part == kLeftOut; }
 constexpr const char* name_of(Part part) {
   switch (part) {
     case Part::kUnpacking: return "unpacking";
-    case Part::kFolding: return "folding";
     case Part::kCopying: return "copying";
-    case Part::kLoading: return "loading";
-    case Part::kProducts: return "products";
     case Part::kStoring: return "storing";
     default: return "";
   }

@@ -393,25 +393,10 @@ class Mainloop {
     return shared_a_ + stage * TileA::kBytes + along_k(lane_a_, substep * 32);
   }
 
-  // Of fragments that nothing multiplies, so that they are made all the same.
-  template <int kWords>
-  __device__ __forceinline__ static void keep(const uint32_t (&words)[kWords]) {
-#pragma unroll
-    for (int r = 0; r < kWords; ++r) asm volatile("" ::"r"(words[r]));
-  }
-  // Of fragments that nothing loads, so that the compiler takes them for others each time.
-  template <int kWords>
-  __device__ __forceinline__ static void change(uint32_t (&words)[kWords]) {
-#pragma unroll
-    for (int r = 0; r < kWords; ++r) asm volatile("" : "=r"(words[r]));
-  }
-
   __device__ __forceinline__ void fetch_a_tile(uint32_t (&a)[kAWords], int stage, int substep,
                                                int m) const {
     const uint32_t address = address_a(stage, substep) + m * (4 * kAWords) * TileA::kRowBytes;
-    if constexpr (leaves_out(Part::kLoading))
-      change(a);
-    else if constexpr (kSwapped)
+    if constexpr (kSwapped)
       load_shared_64(a, address);
     else
       ldmatrix_x4(a, address);
@@ -434,12 +419,7 @@ class Mainloop {
     constexpr int kRows = kWideB ? 16 : 32;
     const uint32_t base = tile + along_k(lane_b_, step * kStepBytes);
 #pragma unroll
-    for (int j = 0; j < kBLoads; ++j) {
-      if constexpr (leaves_out(Part::kLoading))
-        change(b[j]);
-      else
-        ldmatrix_x4(b[j], base + j * kRows * TileW::kRowBytes);
-    }
+    for (int j = 0; j < kBLoads; ++j) ldmatrix_x4(b[j], base + j * kRows * TileW::kRowBytes);
   }
 
   // Adds the values of each row of a fragment to those of sum: a product with ones, whose columns
@@ -469,9 +449,7 @@ class Mainloop {
   __device__ __forceinline__ static void multiply(Partial (&d)[4], const uint32_t (&a)[kAWords],
                                                   const uint32_t (&b)[kBWords],
                                                   const Partial (&c)[4]) {
-    if constexpr (leaves_out(Part::kProducts))
-      keep(b);
-    else if constexpr (kSwapped)
+    if constexpr (kSwapped)
       mma_bf16(d, b, a, c);
     else if constexpr (kBf16)
       mma_bf16(d, a, b, c);
@@ -483,9 +461,7 @@ class Mainloop {
   // The same to d itself where `really`.
   __device__ __forceinline__ static void accumulate(Partial (&d)[4], const uint32_t (&a)[kAWords],
                                                     const uint32_t (&b)[kBWords], bool really) {
-    if constexpr (leaves_out(Part::kProducts))
-      keep(b);
-    else if constexpr (kSwapped)
+    if constexpr (kSwapped)
       accumulate_bf16(d, b, a, really);
     else if constexpr (kBf16)
       accumulate_bf16(d, a, b, really);
@@ -721,7 +697,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
 
   // Adds the sums of a group to the totals.
   auto fold = [&] {
-    if constexpr (kFold && !leaves_out(Part::kFolding)) {
+    if constexpr (kFold) {
 #pragma unroll
       for (int j = 0; j < kBFragments; ++j) {
         // Of the two columns that this lane has of the fragment.
