@@ -83,7 +83,7 @@ def test_a_fit_lowers_regret_and_is_written(
     assert list(after) == list(before)
     for name, value in after.items():
         assert f"constexpr double {name} = {value:g};" in printed
-        if name in fit_selection.MEASURED:
+        if name in fit_selection.FIXED:
             assert value == before[name]
     assert after != before
     assert list(factors) == [row["name"] for row in table_rows() if row["op"] == "w8a8"][:3]
@@ -102,14 +102,14 @@ def times(tmp_path: Path) -> Path:
     card = cost_model.find_card(90)
     # Where a search that holds layers out starts.
     values = {
-        name: v if name in fit_selection.MEASURED else 2.0 ** round(math.log2(v))
+        name: v if name in fit_selection.FIXED else 2.0 ** round(math.log2(v))
         for name, v in cost_model.constants().items()
     }
     lines = [{"op": "bf16", "m": 16, "n": 4096, "k": 4096, "us": 9.0}]
     for (n, k), regret in MEASURED.items():
         tiles = [row for row in table_rows() if row["op"] == "w8a8"][:3]
         points = cost_model.Points(((16, n, k, tile, 1) for tile in tiles), card)
-        chosen = int(points.estimate(values).argmin())
+        chosen = cost_model.first_clear(points.estimate(values).tolist(), values["kClearly"])
         lines += [
             {"op": "w8a8", "m": 16, "n": n, "k": k, "row": tile["name"], "s": 1, "us": us}
             for i, tile in enumerate(tiles)
@@ -217,7 +217,7 @@ class TestProjection:
         card = dataclasses.replace(cost_model.find_card(90), bandwidth=3350e3)
         read = cost_model.Times(times, card)
         estimates = read.points.times(values, factors)
-        chosen = read.chosen(estimates)
+        chosen = read.chosen(estimates, values["kClearly"])
         ratios = sorted((estimates[chosen] / read.us[chosen]).tolist())
         assert (error.gpu, error.scheme, error.problems, gone) == ("a GPU", "w8a8", 2, 1)
         assert error.median == pytest.approx(sum(ratios) / 2)

@@ -401,8 +401,17 @@ def select(
     if not found:
         raise ValueError(f"no row runs {problem}")
     times = Points(((M, N, K, tile, split) for tile, split in found), card).times(values, factors)
-    least = int(times.argmin())
-    return *found[least], float(times[least])
+    chosen = first_clear(times.tolist(), values["kClearly"])
+    return *found[chosen], float(times[chosen])
+
+
+def first_clear(estimates: Iterable[float], clearly: float) -> int:
+    """The place of what gemm_select settles on: the first that no later one is clearly below."""
+    chosen, least = 0, math.inf
+    for place, estimate in enumerate(estimates):
+        if estimate < clearly * least:
+            chosen, least = place, estimate
+    return chosen
 
 
 class Times:
@@ -445,11 +454,14 @@ class Times:
         start = torch.full((len(self.problems),), math.inf, dtype=torch.float64)
         return start.scatter_reduce(0, self.problem, of, "amin")
 
-    def chosen(self, estimates: torch.Tensor) -> torch.Tensor:
-        """The place of each problem's point with the least estimate, the first of equals."""
-        places = torch.arange(len(estimates), dtype=torch.float64)
-        is_least = estimates == self.least(estimates)[self.problem]
-        return self.least(torch.where(is_least, places, math.inf)).long()
+    def chosen(self, estimates: torch.Tensor, clearly: float) -> torch.Tensor:
+        """The place of the point of each problem that gemm_select would settle on."""
+        places: list[list[int]] = [[] for _ in self.problems]
+        for place, problem in enumerate(self.problem.tolist()):
+            places[problem].append(place)
+        return torch.tensor(
+            [of[first_clear(estimates[of].tolist(), clearly)] for of in places], dtype=torch.int64
+        )
 
 
 def parse_layer(text: str) -> tuple[int, int]:

@@ -7,8 +7,8 @@
 
 The estimate is that of tools/cost_model.py for the GPU that was measured (by default an H200: 132
 multiprocessors, 228 KiB of shared memory each, 4.8 TB/s), and the search starts at the constants
-that select.cpp has; those that it calls measured stay. What is minimised is mostly regret, the
-chosen row's time over the best row's, and a little the error of the estimate. Regret is a step
+that select.cpp has; those that were measured or set there stay. What is minimised is mostly regret,
+the chosen row's time over the best row's, and a little the error of the estimate. Regret is a step
 function of the constants; the search descends the regret of a choice at random, rows being the
 likelier the less their estimate, which it makes ever less random. It takes less than a minute, and
 comes to the same result each time.
@@ -46,7 +46,7 @@ from cost_model import (
 )
 from qutlass.tuned import table_rows
 
-MEASURED = ("kSm90S8", "kSm90Bf16", "kSm90S4", "kSharedBytes", "kMemoryShare")
+FIXED = ("kSm90S8", "kSm90Bf16", "kSm90S4", "kSharedBytes", "kMemoryShare", "kClearly")
 SELECT = CSRC / "gemm" / "select.cpp"
 EMULATED = "w4a4"
 NEAR = 0.7  # rows that take up to e^0.7 of the best take part in the error
@@ -60,8 +60,8 @@ class Fit:
 
     def __init__(self, times: Times, start: Mapping[str, float]) -> None:
         self.times = times
-        self.fixed = {name: value for name, value in start.items() if name in MEASURED}
-        self.names = [name for name in start if name not in MEASURED]
+        self.fixed = {name: value for name, value in start.items() if name in FIXED}
+        self.names = [name for name in start if name not in FIXED]
         logs = [math.log(start[name]) for name in self.names]
         self.logs = torch.tensor(logs, dtype=torch.float64, requires_grad=True)
         self.rows = sorted(set(times.points.rows))
@@ -118,7 +118,7 @@ def show(
     title: str, times: Times, values: Mapping[str, float], factors: Mapping[str, float]
 ) -> None:
     """Regret and the worst choices."""
-    chosen = times.chosen(times.points.times(values, factors))
+    chosen = times.chosen(times.points.times(values, factors), values["kClearly"])
     regrets = times.us[chosen] / times.least(times.us)
     found = sorted(
         zip(regrets.tolist(), times.problems, chosen.tolist(), strict=True), key=lambda x: -x[0]
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     values, factors = constants(), row_factors()
     if args.held_out:
         values = {
-            name: value if name in MEASURED else 2.0 ** round(math.log2(value))
+            name: value if name in FIXED else 2.0 ** round(math.log2(value))
             for name, value in values.items()
         }
         factors = {}

@@ -174,7 +174,7 @@ def errors_of(
     """The model's error on a GPU that was timed, and how many times are of rows gone since."""
     times = Times(path, replace(find_card(90), bandwidth=bandwidth * 1e3))
     estimates = times.points.times(values, factors)
-    chosen = times.chosen(estimates)
+    chosen = times.chosen(estimates, values["kClearly"])
     found = (estimates[chosen] / times.us[chosen]).tolist()
     errors = []
     for scheme in SCHEMES:
