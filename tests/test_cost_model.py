@@ -212,11 +212,11 @@ class TestProjection:
             assert error["problems"] > 10
 
     def test_error_of_the_model(self, times: Path) -> None:
-        values, factors = cost_model.constants(), cost_model.row_factors()
-        [error], gone = project_cards.errors_of("a GPU", times, 3350.0, values, factors)
+        values = cost_model.constants()
+        [error], gone = project_cards.errors_of("a GPU", times, 3350.0, values)
         card = dataclasses.replace(cost_model.find_card(90), bandwidth=3350e3)
         read = cost_model.Times(times, card)
-        estimates = read.points.times(values, factors)
+        estimates = read.points.estimate(values)
         chosen = read.chosen(estimates, values["kClearly"])
         ratios = sorted((estimates[chosen] / read.us[chosen]).tolist())
         assert (error.gpu, error.scheme, error.problems, gone) == ("a GPU", "w8a8", 2, 1)

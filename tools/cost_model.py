@@ -33,6 +33,7 @@ UNPACKING = {
 }
 INSTRUCTION = {"w4a16": "bf16", "w4a4": "s4"}
 FACTORS = "gemm/row_factors.inc"
+FACTORS_FROM = 90  # as in select.cpp
 
 
 @functools.cache
@@ -115,7 +116,7 @@ def find_card(sm: int, bandwidth: float | None = None) -> Card:
 
 def is_staged(op: str, m: int) -> bool:
     """As in tiles.h."""
-    return op == "w4a16" and m > 128
+    return op == "w4a16" and m > 192
 
 
 def is_swapped(op: str, m: int) -> bool:
@@ -131,7 +132,7 @@ def is_folded(op: str, m: int) -> bool:
 def strip_of(op: str, m: int, warp_m: int) -> int:
     """As in tiles.h."""
     if warp_m > 32:
-        return 32 if warp_m % 32 == 0 else 16
+        return 32 if warp_m % 32 == 0 else 16 if warp_m % 16 == 0 else 24
     return 8 if is_swapped(op, m) else 16
 
 
@@ -253,7 +254,9 @@ class Points:
         return torch.sqrt(work * work + memory * memory)
 
     def times(self, c: Constants, factors: Mapping[str, float]) -> torch.Tensor:
-        """Microseconds."""
+        """Microseconds; the factors are those of GPUs like the one that was timed."""
+        if self.card.sm < FACTORS_FROM:
+            return self.estimate(c)
         known = torch.tensor([factors.get(row, 1.0) for row in self.rows], dtype=torch.float64)
         return self.estimate(c) * known
 
@@ -321,7 +324,8 @@ def _describe(
         blocks = resident
         block_tiles = tiles * k_tiles / resident
         segments, parts = tiles / resident + 1, 2.0
-        shared = resident + tiles % resident if tiles % resident else 0
+        beyond = tiles % resident
+        shared = resident + beyond if 0 < 2 * beyond < resident else beyond
     busiest = math.ceil(blocks / card.sm_count)
     together = min(busiest, resident // card.sm_count)
     rounds, left = divmod(busiest, together)

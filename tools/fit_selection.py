@@ -46,7 +46,9 @@ from cost_model import (
 )
 from qutlass.tuned import table_rows
 
-FIXED = ("kSm90S8", "kSm90Bf16", "kSm90S4", "kSharedBytes", "kMemoryShare", "kClearly")
+FIXED = (
+    "kSm90S8", "kSm90Bf16", "kSm90S4", "kSharedBytes", "kMemoryShare", "kCopy", "kClearly"
+)  # fmt: skip
 SELECT = CSRC / "gemm" / "select.cpp"
 EMULATED = "w4a4"
 NEAR = 0.7  # rows that take up to e^0.7 of the best take part in the error

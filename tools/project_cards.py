@@ -14,8 +14,9 @@ its rate, with no overhead at all, which no bfloat16 product reaches. The speed-
 low ones, as far as the estimate holds.
 
 How far it holds is known for the GPUs that were measured alone: estimated over measured time of the
-chosen row, from the file that tools/time_rows.py wrote there, for every (M, N, K) in it. Rows that
-were never timed cannot be chosen there, and the constants were fitted to the times of the H100.
+row that the estimate chooses, from the file that tools/time_rows.py wrote there, for every (M, N,
+K) in it. The factors of rows take no part, as on the cards projected. Rows that were never timed
+cannot be chosen there, and the constants were fitted to the times of the H100.
 """
 
 from __future__ import annotations
@@ -169,11 +170,10 @@ def errors_of(
     path: Path,
     bandwidth: float,
     values: Mapping[str, float],
-    factors: Mapping[str, float],
 ) -> tuple[list[Error], int]:
     """The model's error on a GPU that was timed, and how many times are of rows gone since."""
     times = Times(path, replace(find_card(90), bandwidth=bandwidth * 1e3))
-    estimates = times.points.times(values, factors)
+    estimates = times.points.estimate(values)
     chosen = times.chosen(estimates, values["kClearly"])
     found = (estimates[chosen] / times.us[chosen]).tolist()
     errors = []
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")
         print(projection_table(projections, args.markdown))
     for gpu, (path, bandwidth) in TIMED.items():
-        errors, gone = errors_of(gpu, path, bandwidth, values, factors)
+        errors, gone = errors_of(gpu, path, bandwidth, values)
         lines += map(asdict, errors)
         heading = f"The model's error where it was measured, {gpu}"
         print(f"\n**{heading}**\n" if args.markdown else f"\n{heading}")

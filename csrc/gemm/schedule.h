@@ -131,6 +131,14 @@ constexpr int64_t schedule_unit(int64_t K, int tile_k, int64_t group_size) {
   return group_size > tile_k && group_size < K ? group_size : tile_k;
 }
 
+// What Stream-K cuts up: all tiles where there are fewer than run at once, else those beyond whole
+// rounds, and one round more where those alone would be cut into more than two or three. Not more
+// than that: blocks that share tiles are at different k, and so read little at the same time.
+constexpr int64_t stream_k_tiles(int64_t tiles, int64_t resident) {
+  const int64_t left = tiles % resident;
+  return tiles < resident || left == 0 || 2 * left >= resident ? left : resident + left;
+}
+
 inline Schedule make_schedule(int64_t M, int64_t N, int64_t K, int tile_m, int tile_n, int tile_k,
                               int64_t group_size, int split_k, int resident, int width) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
@@ -153,11 +161,7 @@ inline Schedule make_schedule(int64_t M, int64_t N, int64_t K, int tile_m, int t
     s.blocks = static_cast<int>(tiles * split_k);
     return s;
   }
-  // What Stream-K cuts up: all tiles where there are fewer than run at once, else those beyond
-  // whole rounds and one round more, so that a tile is cut into two or three and no block has much
-  // less than a tile.
-  const int64_t left = tiles % resident;
-  const int64_t shared = tiles < resident ? tiles : left > 0 ? resident + left : 0;
+  const int64_t shared = stream_k_tiles(tiles, resident);
   const int64_t part = ceil_div(shared * s.k_units, resident);
   const bool cuts = split_k == kStreamK && shared > 0 && (tiles > resident || part < s.k_units);
   if (cuts) {

@@ -6,8 +6,8 @@
 //
 // Constants and factors were fitted by tools/fit_selection.py to times of all rows and schedules, M
 // from 1 to 4096, on an H100. On bench/results/nvidia-h100-80gb-hbm3/rows.jsonl regret, the chosen
-// row's time over the best one's, is 1.009 in the geometric mean over 595 problems and 1.14 at
-// worst; on an H200's times, which took no part, 1.017 and 1.22 over 455. W4A4, which both
+// row's time over the best one's, is 1.009 in the geometric mean over 595 problems and 1.12 at
+// worst; on an H200's times, which took no part, 1.013 and 1.16 over 455. W4A4, which both
 // emulate, is left out. What a card is - tensor rate, bandwidth, multiprocessors, shared memory -
 // stands apart from the constants, so that other cards are extrapolated.
 #include <algorithm>
@@ -29,23 +29,28 @@ namespace {
 constexpr double kSm90S8 = 5.9, kSm90Bf16 = 5.9, kSm90S4 = 217;
 constexpr double kSharedBytes = 128, kMemoryShare = 0.9;
 
+// Instructions for each 16 bytes that a thread copies: the copy, its address and its predicate.
+constexpr double kCopy = 4;
+
 // Fitted. Cycles unless said otherwise.
-constexpr double kUnpackW4A8 = 9.05, kUnpackGroup = 17.4;  // instructions
-constexpr double kUnpackMultiplier = 23.5, kUnpackW4A16 = 88.5, kUnpackSwapped = 17.6;
-constexpr double kLoop = 13.2;  // instructions of a warp a k tile besides
-constexpr double kCopy = 2.12;  // and for each 16 bytes that a thread copies
-constexpr double kAlone = 0.739;  // an instruction of a warp that nothing else hides
-constexpr double kBarrier = 970;  // a k tile's wait, shared by the stages in flight
-constexpr double kEpilogue = 4270, kEpilogueResult = 54.5;  // a tile; a result of a thread
-constexpr double kSplit = 6490, kSplitPart = 3.31;  // a shared tile; 32 results of a part
-constexpr double kL2Bytes = 73.1;  // a multiprocessor's bytes a cycle, on 9.0
-constexpr double kL2Share = 1.68;  // of L2, for what blocks read that do not go through k together
+constexpr double kUnpackW4A8 = 9.25, kUnpackGroup = 16.7;  // instructions
+constexpr double kUnpackMultiplier = 25.7, kUnpackW4A16 = 88.4, kUnpackSwapped = 18.3;
+constexpr double kLoop = 8.32;  // instructions of a warp a k tile besides
+constexpr double kAlone = 0.7;  // an instruction of a warp that nothing else hides
+constexpr double kBarrier = 984;  // a k tile's wait, shared by the stages in flight
+constexpr double kEpilogue = 4180, kEpilogueResult = 46.5;  // a tile; a result of a thread
+constexpr double kSplit = 6360, kSplitPart = 3.02;  // a shared tile; 32 results of a part
+constexpr double kL2Bytes = 72.3;  // a multiprocessor's bytes a cycle, on 9.0
+constexpr double kL2Share = 5.5;  // of L2, for what blocks read that do not go through k together
 
 // Estimates that differ by less say nothing: the first candidate stays, which has the lowest tile,
 // that multiplies the least beyond M, and the simplest schedule.
 constexpr double kClearly = 0.99;
 
-// What the measured times of a row were of its estimate, where they were measured.
+// What the measured times of a row were of its estimate. They say how well the compiler arranged
+// it, but also what the estimate lacks of that GPU; other generations' choices rest on the
+// estimate.
+constexpr int kFactorsFrom = 90;
 struct RowFactor {
   const char* row;
   double factor;
@@ -56,7 +61,8 @@ constexpr RowFactor kRowFactors[] = {
 #undef QUTLASS_ROW_FACTOR
 };
 
-double factor_of(int tile) {
+double factor_of(int tile, const DeviceInfo& d) {
+  if (d.sm < kFactorsFrom) return 1;
   static const std::vector<double> factors = [] {
     std::vector<double> found(gemm_tile_count(), 1.0);
     for (const RowFactor& known : kRowFactors) {
@@ -166,7 +172,7 @@ double cost(const GemmProblem& p, const GemmTile& t, int split_k, const DeviceIn
     block_tiles = static_cast<double>(tiles) * k_tiles / resident;
     segments = static_cast<double>(tiles) / resident + 1;
     parts = 2;
-    if (tiles % resident > 0) shared = resident + tiles % resident;
+    shared = stream_k_tiles(tiles, resident);
   }
   // The busiest multiprocessor runs its blocks so many at a time, and then those that are left.
   const int64_t per_sm = ceil_div(blocks, d.sm_count);
@@ -248,7 +254,7 @@ GemmConfig gemm_select(const GemmProblem& p, const DeviceInfo& d) {
       // Splitting is for filling the device.
       if (split_k > 1 && (tiles > 3 * d.sm_count || tiles * split_k > 6 * d.sm_count)) continue;
       if (!gemm_config_legal(p, {i, split_k}, d)) continue;
-      const double x = cost(p, t, split_k, d) * factor_of(i);
+      const double x = cost(p, t, split_k, d) * factor_of(i, d);
       if (best.tile < 0 || x < kClearly * least) {
         best = {i, split_k};
         least = x;

@@ -52,10 +52,7 @@ class TileLoader {
   static constexpr int kLines = Tile::kChunks / kColumns;  // of a row
   static constexpr int kRowStep = kThreads / kColumns;  // from a thread's row to its next
   static constexpr int kRowsOfThread = (Tile::kRows + kRowStep - 1) / kRowStep;
-  // Where the tile has fewer rows than that, some threads are idle.
-  static constexpr bool kAllBusy = kRowStep <= Tile::kRows;
   static_assert(kThreads % kColumns == 0 && Tile::kChunks % kColumns == 0);
-  static_assert(!kAllBusy || Tile::kRows % kRowStep == 0, "whole accesses");
   static_assert((kRowStep & (kRowStep - 1)) == 0, "a step has no bit in common with a first row");
   static_assert(kColumns >= Tile::kXorRange, "the swizzle stays within a line");
 
@@ -74,12 +71,17 @@ class TileLoader {
   __device__ TileLoader()
       : shared_(place(row()) * Tile::kRowBytes + ((chunk() ^ swizzle<Tile>(place(row()))) * 16)) {}
 
+  // Whether this thread has a row number i; the compiler knows where all do.
+  __device__ __forceinline__ static bool has_row(int i) {
+    return (i + 1) * kRowStep <= Tile::kRows || row() + i * kRowStep < Tile::kRows;
+  }
+
   // base: first row of the tile, rows: how many exist from it on, [k_begin, k_end) in bytes.
   __device__ __forceinline__ void start(const char* base, int64_t ld, int rows, int k_begin,
                                         int k_end) {
     pointer_ = base + row() * ld + k_begin + chunk() * 16;
     k_left_ = k_end - k_begin - chunk() * 16;
-    rows_ = kAllBusy || row() < Tile::kRows ? rows - row() : 0;
+    rows_ = has_row(0) ? rows - row() : 0;
   }
   static constexpr int kAccesses = kRowsOfThread * kLines;
   // Copies this thread's chunk number `index` of the tile.
@@ -89,7 +91,7 @@ class TileLoader {
     const uint32_t to = shared + (shared_ ^ swizzle<Tile>(down) * 16) + down * Tile::kRowBytes;
     // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
     const int rows = k_left_ > j * kColumns * 16 ? rows_ : 0;
-    if (kAllBusy || row() < Tile::kRows)
+    if (has_row(i))
       copy_async_16(to + j * kColumns * 16, pointer_ + i * (kRowStep * ld) + j * kColumns * 16,
                     i * kRowStep < rows);
   }

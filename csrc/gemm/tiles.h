@@ -17,7 +17,7 @@ constexpr bool is_grouped(GemmOp op) {
 // kW4A16: whether weights are unpacked into shared memory, a k tile ahead and once for all warps
 // that read them, rather than by each warp into registers (see Mainloop). Multipliers were slower
 // so than in a row whose warps are as high as its tile.
-constexpr bool is_staged(GemmOp op, int m) { return op == GemmOp::kW4A16 && m > 128; }
+constexpr bool is_staged(GemmOp op, int m) { return op == GemmOp::kW4A16 && m > 192; }
 // kW4A16: whether the transpose is computed, with the weights as rows of the mma (see Mainloop).
 constexpr bool is_swapped(GemmOp op, int m) { return op == GemmOp::kW4A16 && !is_staged(op, m); }
 // Of those: whether fractional zero points are put right by the row sums of a, which is exact but
@@ -49,7 +49,7 @@ constexpr int group_words_of(bool weight_scale) { return weight_scale ? 2 : 1; }
 
 // Rows of a warp that are multiplied or left out together; those beyond M are left out on 9.0.
 constexpr int strip_of(GemmOp op, int m, int wm) {
-  if (wm > 32) return wm % 32 == 0 ? 32 : 16;
+  if (wm > 32) return wm % 32 == 0 ? 32 : wm % 16 == 0 ? 16 : 24;
   return is_swapped(op, m) ? 8 : 16;
 }
 
