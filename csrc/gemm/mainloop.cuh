@@ -107,7 +107,7 @@ class Mainloop {
   // Fragments of A for the next step come into registers of their own; in the highest warp tiles,
   // which have none left, each comes into the place of its predecessor, right behind the last
   // product that reads that.
-  static constexpr bool kInPlaceA = kMTiles >= 8;
+  static constexpr bool kInPlaceA = kMTiles >= (kOp == GemmOp::kW4A8Group ? 5 : 8);
   static constexpr int kABuffers = kInPlaceA ? 1 : 2;
   // Row sums of a are shared out over the warps that read the same rows, each of which reads its
   // share once more: that is cheaper than having every warp add all its fragments. What has no
