@@ -14,8 +14,9 @@ likelier the less their estimate, which it makes ever less random. It takes less
 comes to the same result each time.
 
 Of every row that was timed, a factor: it takes in what the constants cannot say of a row, such as
-how well the compiler arranged its loop, and is held close to 1, since a choice on another card is
-to rest on the constants. INT4 products, which a GPU of 9.0 emulates, take no part.
+how well the compiler arranged its loop, and is held close to 1. It serves GPUs like the one that
+was timed; a choice on another card rests on the constants. INT4 products, which a GPU of 9.0
+emulates, take no part.
 
 Prints regret, the worst choices and the constants; --write puts constants and factors into the
 sources.
