@@ -33,7 +33,6 @@ UNPACKING = {
 }
 INSTRUCTION = {"w4a16": "bf16", "w4a4": "s4"}
 FACTORS = "gemm/row_factors.inc"
-FACTORS_FROM = 90  # as in select.cpp
 
 
 @functools.cache
@@ -56,6 +55,12 @@ def row_factors() -> dict[str, float]:
     """What measured times of a row were of its estimate, of the rows in row_factors.inc."""
     lines = re.findall(r"^QUTLASS_ROW_FACTOR\((\w+), ([\d.]+)\)$", _source(FACTORS), re.MULTILINE)
     return {row: float(factor) for row, factor in lines}
+
+
+def factors_from() -> int:
+    """The compute capability from which on select.cpp applies them, times ten."""
+    [found] = re.findall(r"^constexpr int kFactorsFrom = (\d+);$", _source("gemm/select.cpp"), re.M)
+    return int(found)
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ class Points:
 
     def times(self, c: Constants, factors: Mapping[str, float]) -> torch.Tensor:
         """Microseconds; the factors are those of GPUs like the one that was timed."""
-        if self.card.sm < FACTORS_FROM:
+        if self.card.sm < factors_from():
             return self.estimate(c)
         known = torch.tensor([factors.get(row, 1.0) for row in self.rows], dtype=torch.float64)
         return self.estimate(c) * known
