@@ -47,7 +47,9 @@ __host__ __device__ constexpr int dealt_row(int row) {
 // constant distances, so that their copies need no addresses of their own.
 template <typename Tile, int kThreads, bool kDealt = false>
 class TileLoader {
-  static constexpr int kLeast = kThreads / Tile::kRows > 8 ? kThreads / Tile::kRows : 8;
+  static constexpr int kLeast = kThreads > 16 * Tile::kRows  ? 32
+                                : kThreads > 8 * Tile::kRows ? 16
+                                                             : 8;
   static constexpr int kColumns = Tile::kChunks < kLeast ? Tile::kChunks : kLeast;
   static constexpr int kLines = Tile::kChunks / kColumns;  // of a row
   static constexpr int kRowStep = kThreads / kColumns;  // from a thread's row to its next

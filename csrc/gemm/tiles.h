@@ -49,7 +49,7 @@ constexpr int group_words_of(bool weight_scale) { return weight_scale ? 2 : 1; }
 
 // Rows of a warp that are multiplied or left out together; those beyond M are left out on 9.0.
 constexpr int strip_of(GemmOp op, int m, int wm) {
-  if (wm > 32) return wm % 32 == 0 ? 32 : wm % 16 == 0 ? 16 : 24;
+  if (wm > 32) return wm % 32 == 0 ? 32 : wm % 16 == 0 ? 16 : wm % 24 == 0 ? 24 : 8;
   return is_swapped(op, m) ? 8 : 16;
 }
 
