@@ -19,7 +19,7 @@ import qutlass
 from qutlass.bench.schemes import SCHEMES
 from qutlass.tuned import table_rows
 
-TOKENS = (1, 16, 40, 64, 100, 257, 1000, 4096)
+TOKENS = (1, 16, 33, 40, 64, 65, 100, 129, 257, 1000, 4096)
 SHAPES = ((4096, 4096), (57344, 8192), (520, 14336))
 MEASURED = {(4096, 4096): 1.0, (8192, 8192): 2.0}  # layer: regret that its times are made to have
 
@@ -40,6 +40,12 @@ def test_it_chooses_as_the_library_does(sm: int) -> None:
             if (tile["name"], split) != (answer["tile"], answer["split_k"]):
                 others.append((problem, tile["name"], split, answer["tile"], answer["split_k"]))
     assert not others
+
+
+def test_strips_are_whole() -> None:
+    """Rows of a warp that are multiplied or left out together, as tiles.h has them."""
+    for row in table_rows():
+        assert row["warp_m"] % cost_model.strip_of(row["op"], row["m"], row["warp_m"]) == 0, row
 
 
 def test_cards_are_those_of_the_library() -> None:

@@ -137,7 +137,7 @@ def is_folded(op: str, m: int) -> bool:
 def strip_of(op: str, m: int, warp_m: int) -> int:
     """As in tiles.h."""
     if warp_m > 32:
-        return 32 if warp_m % 32 == 0 else 16 if warp_m % 16 == 0 else 24
+        return next(strip for strip in (32, 16, 24, 8) if warp_m % strip == 0)
     return 8 if is_swapped(op, m) else 16
 
 

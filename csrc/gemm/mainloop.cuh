@@ -769,6 +769,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   // high tiles leave them out by 32. The first rows of a threadblock tile are real.
   constexpr int kFragmentRows = WarpShape::kM / kAFragments;
   constexpr int kStrip = strip_of(kOp, Shape::kM, WarpShape::kM) / kFragmentRows;
+  static_assert(kAFragments % kStrip == 0);
   bool real[kAFragments / kStrip];
 #pragma unroll
   for (int i = 0; i < kAFragments / kStrip; ++i) {

@@ -6,8 +6,8 @@
 //
 // Constants and factors were fitted by tools/fit_selection.py to times of all rows and schedules, M
 // from 1 to 4096, on an H100. On bench/results/nvidia-h100-80gb-hbm3/rows.jsonl regret, the chosen
-// row's time over the best one's, is 1.009 in the geometric mean over 595 problems and 1.12 at
-// worst; on an H200's times, which took no part, 1.013 and 1.16 over 455. W4A4, which both
+// row's time over the best one's, is 1.007 in the geometric mean over 595 problems and 1.15 at
+// worst; over 255 of them whose layers took no part 1.008 and 1.09. W4A4, which GPUs of 9.0
 // emulate, is left out. What a card is - tensor rate, bandwidth, multiprocessors, shared memory -
 // stands apart from the constants, so that other cards are extrapolated.
 #include <algorithm>
