@@ -52,6 +52,12 @@ def run_tool(command: list[str]) -> None:
 class CMakeBuild(build_ext):
     """Builds libqutlass.so and puts it where the extension is asked for."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # An editable install copies the library into the package, and without this only where it is
+        # newer than the one there: not back from a later build in another folder.
+        self.force = True
+
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         cmake = find_tool("cmake")

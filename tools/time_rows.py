@@ -27,7 +27,9 @@ from qutlass.bench.shapes import LAYERS
 from qutlass.ops import _gemm_legal, _gemm_tiles
 from qutlass.timing import require_gpu
 
-TOKENS = (1, 8, 16, 24, 32, 48, 64, 80, 96, 128, 144, 192, 256, 512, 1024, 2048, 4096)
+# Powers of two, what lies just beyond them, and heights between.
+TOKENS = (1, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 128, 129, 144, 192, 256, 512, 1024, 2048)
+TOKENS += (4096,)
 SPLITS = (1, 0, 2, 3, 4, 6, 8, 12)  # 0: Stream-K
 SAMPLE = 1.5e-3  # seconds of a replay
 

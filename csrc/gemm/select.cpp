@@ -33,15 +33,15 @@ constexpr double kSharedBytes = 128, kMemoryShare = 0.9;
 constexpr double kCopy = 4;
 
 // Fitted. Cycles unless said otherwise.
-constexpr double kUnpackW4A8 = 0.00654, kUnpackGroup = 18.4;  // instructions
-constexpr double kUnpackMultiplier = 25.5, kUnpackW4A16 = 91.7, kUnpackSwapped = 18.9;
-constexpr double kLoop = 2.03;  // instructions of a warp a k tile besides
-constexpr double kAlone = 0.635;  // an instruction of a warp that nothing else hides
-constexpr double kBarrier = 1020;  // a k tile's wait, shared by the stages in flight
-constexpr double kEpilogue = 5240, kEpilogueResult = 35.6;  // a tile; a result of a thread
-constexpr double kSplit = 5610, kSplitPart = 3.49;  // a shared tile; 32 results of a part
-constexpr double kL2Bytes = 105;  // a multiprocessor's bytes a cycle, on 9.0
-constexpr double kL2Share = 5.66;  // of L2, for what blocks read that do not go through k together
+constexpr double kUnpackW4A8 = 0.000162, kUnpackGroup = 20.5;  // instructions
+constexpr double kUnpackMultiplier = 26.5, kUnpackW4A16 = 93.5, kUnpackSwapped = 18.8;
+constexpr double kLoop = 0.157;  // instructions of a warp a k tile besides
+constexpr double kAlone = 0.63;  // an instruction of a warp that nothing else hides
+constexpr double kBarrier = 1200;  // a k tile's wait, shared by the stages in flight
+constexpr double kEpilogue = 5060, kEpilogueResult = 41.9;  // a tile; a result of a thread
+constexpr double kSplit = 4530, kSplitPart = 3.24;  // a shared tile; 32 results of a part
+constexpr double kL2Bytes = 92.3;  // a multiprocessor's bytes a cycle, on 9.0
+constexpr double kL2Share = 6.17;  // of L2, for what blocks read that do not go through k together
 
 // Estimates that differ by less say nothing: the first candidate stays, which has the lowest tile,
 // that multiplies the least beyond M, and the simplest schedule.

@@ -4,8 +4,9 @@ of others?
 
 All that is compared is measured in one process, shape by shape. Up to M = 256 a call is timed in a
 CUDA graph that rotates over copies of the operands, more than three L2 caches of them (see
-qutlass.timing); above, one call after the other with L2 overwritten between them. "ideal" is the
-product alone; "actual" takes bfloat16 activations and quantizes them in the call.
+qutlass.timing); above, by Triton's do_bench, one call after the other with L2 overwritten between
+them. Before each the GPU rests, so that none runs at the clock that another one's power has earned.
+"ideal" is the product alone; "actual" takes bfloat16 activations and quantizes them in the call.
 
 The floor is the larger of bytes (each operand read once, the result written once) over the
 bandwidth of a copy in the same run, and operations over the rate of the instruction.
@@ -124,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "--all-tiles", action="store_true", help="time every legal row of the tile table too"
     )
     what.add_argument(
-        "--seconds", type=_positive(float), default=0.05, help="for all samples of a call (0.05)"
+        "--seconds", type=_positive(float), default=0.1, help="for all samples of a call (0.1)"
     )
     show = parser.add_argument_group("what to show")
     show.add_argument("--json", type=Path, metavar="FILE", help="JSONL file to append records to")
@@ -230,6 +231,8 @@ def _measure(args: argparse.Namespace, argv: Sequence[str]) -> tuple[list[record
 
     if not torch.cuda.is_available():
         raise BenchError("torch sees no CUDA GPU; --from shows what was measured elsewhere")
+    if importlib.util.find_spec("triton") is None:
+        raise BenchError("needs triton, which CUDA builds of torch bring: pip install triton")
     if not ops._gemm_tiles():
         raise BenchError("this build of qutlass is for the CPU only")
     shapes = args.shapes or PRESETS[args.preset]

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import ops
 from ..timing import Timing, bytes_of, time_calls
@@ -22,9 +22,7 @@ from .shapes import Shape, by_layer
 # Up to this M a call is short beside what an event costs, and is timed in graphs on rotated copies.
 GRAPH_M = 256
 SPLITS = (0, 1, 2, 3, 4, 6, 8, 12)  # 0: Stream-K
-_FLUSH_L2_CACHES = 3
-_MIN_SAMPLES = 3
-_MAX_SAMPLES = 100
+_REST = 2  # times the seconds of a call's samples
 
 
 @dataclass(frozen=True)
@@ -44,43 +42,41 @@ class Plan:
 class Gpu:
     """How a call is timed; a test puts something else in its place.
 
-    `seconds` is the aim for all samples of one call. A call that is longer than that is still timed
-    three times.
+    `seconds` is the aim for all samples of one call.
     """
 
     seconds: float
     device: str = "cuda"
-    _flush: Tensor | None = field(default=None, repr=False)
 
     def time_small(self, call: Callable[[Any], Any], copies: Sequence[Any]) -> Timing:
         """In a graph that rotates over copies of the operands."""
+        self._rest()
         return time_calls(call, copies, seconds=self.seconds)
 
     def time_large(self, call: Callable[[Any], Any], operands: Any) -> Timing:
-        """One call after the other, with L2 overwritten between them."""
-        if self._flush is None:
-            l2_bytes = torch.cuda.get_device_properties().L2_cache_size
-            self._flush = torch.empty(
-                _FLUSH_L2_CACHES * l2_bytes, dtype=torch.uint8, device=self.device
-            )
+        """One call after the other, with L2 overwritten between them, as Triton does it."""
+        from triton.testing import do_bench
+
         call(operands)  # loads modules, allocates
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call(operands)
-        stop.record()
-        stop.synchronize()
-        estimate = max(start.elapsed_time(stop) * 1e-3, 1e-6)
-        count = min(max(_MIN_SAMPLES, math.ceil(self.seconds / estimate)), _MAX_SAMPLES)
-        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
-        for start, stop in pairs:
-            self._flush.fill_(1)  # long enough for the host to be ahead when the call begins
-            start.record()
-            call(operands)
-            stop.record()
-        torch.cuda.synchronize()
-        samples = [start.elapsed_time(stop) * 1e3 for start, stop in pairs]
+        self._rest()
+        # The shares that are do_bench's defaults: 25 ms of calls that are not counted, then 100.
+        milliseconds = do_bench(
+            lambda: call(operands),
+            warmup=math.ceil(1e3 * self.seconds / 4),
+            rep=math.ceil(1e3 * self.seconds),
+            return_mode="all",
+        )
+        samples = [1e3 * sample for sample in milliseconds]
+        if len(samples) == 1:
+            return Timing(samples[0], samples[0], samples[0], 1)
         deciles = statistics.quantiles(samples, n=10, method="inclusive")
-        return Timing(statistics.median(samples), deciles[0], deciles[-1], count)
+        return Timing(statistics.median(samples), deciles[0], deciles[-1], len(samples))
+
+    def _rest(self) -> None:
+        """Large products reach the card's power limit, and its clock follows with a delay: without
+        a pause a call would run at the clock that the one before it has earned."""
+        torch.cuda.synchronize()
+        time.sleep(_REST * self.seconds)
 
     def forget(self) -> None:
         """Give back the memory of operands that are gone."""
