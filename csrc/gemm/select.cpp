@@ -5,11 +5,12 @@
 // bytes that have to come from memory. It only has to rank.
 //
 // Constants and factors were fitted by tools/fit_selection.py to times of all rows and schedules, M
-// from 1 to 4096, on an H100. On bench/results/nvidia-h100-80gb-hbm3/rows.jsonl regret, the chosen
-// row's time over the best one's, is 1.007 in the geometric mean over 595 problems and 1.15 at
-// worst; over 255 of them whose layers took no part 1.008 and 1.09. W4A4, which GPUs of 9.0
-// emulate, is left out. What a card is - tensor rate, bandwidth, multiprocessors, shared memory -
-// stands apart from the constants, so that other cards are extrapolated.
+// from 1 to 4096, on an H200. On bench/results/nvidia-h200/rows.jsonl regret, the chosen row's time
+// over the best one's, is 1.006 in the geometric mean over 735 problems and 1.13 at worst; over 315
+// of them whose layers took no part 1.009 and 1.13; on an H100, which took none, 1.010 and 1.24
+// over 595. W4A4, which GPUs of 9.0 emulate, is left out. What a card is - tensor rate, bandwidth,
+// multiprocessors, shared memory - stands apart from the constants, so that other cards are
+// extrapolated.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -22,7 +22,7 @@ from .shapes import Shape, by_layer
 # Up to this M a call is short beside what an event costs, and is timed in graphs on rotated copies.
 GRAPH_M = 256
 SPLITS = (0, 1, 2, 3, 4, 6, 8, 12)  # 0: Stream-K
-_REST = 2  # times the seconds of a call's samples
+_REST = 1  # times the seconds of a call's samples
 
 
 @dataclass(frozen=True)
