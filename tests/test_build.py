@@ -6,10 +6,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -272,3 +274,23 @@ class TestStableAbi:
         symbols = ["memcpy@GLIBC_2.14", *sorted(new - old), "_ZN3c104impl3fooEv"]
         assert check_abi.unstable(symbols, old) == symbols[1:]
         assert check_abi.unstable(symbols, new) == symbols[-1:]
+
+
+def test_an_install_takes_over_an_older_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was built stands in the package afterwards, also where the library there is newer: that
+    of another build folder, as `make demo` leaves it to `make test`."""
+    setuptools = pytest.importorskip("setuptools")
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: said.update(arguments))
+    monkeypatch.chdir(CHECKOUT)
+    runpy.run_path("setup.py")
+    command = said["cmdclass"]["build_ext"](setuptools.Distribution({"name": "qutlass"}))
+    command.ensure_finalized()
+    built, installed = tmp_path / "built.so", tmp_path / "installed.so"
+    installed.write_text("of the demo")
+    built.write_text("of the tests")
+    os.utime(built, (1e9, 1e9))
+    command.copy_file(str(built), str(installed))
+    assert installed.read_text() == "of the tests"

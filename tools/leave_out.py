@@ -92,7 +92,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("libraries", nargs="+", type=Path, metavar="libqutlass.so")
     parser.add_argument("--shape", default="8192,8192", metavar="N,K")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 32, 64, 128, 256, 1024, 4096])
+    tokens = [1, 16, 32, 64, 128, 256, 1024, 4096]
+    parser.add_argument("--tokens", type=int, nargs="+", default=tokens)
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--rows", help=argparse.SUPPRESS)  # JSON: measure only, of this process

@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if gone:
             print(f"\n{gone} times are of rows that the table has no longer and are left out.")
     print(
-        "\nThe constants were fitted to the times of the first. INT4 products are emulated there: "
+        "\nThe constants were fitted to the times of the H200. INT4 products are emulated there: "
         "their error\nsays nothing of cards that have the instruction."
     )
     if args.json:
