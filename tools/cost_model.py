@@ -119,32 +119,10 @@ def find_card(sm: int, bandwidth: float | None = None) -> Card:
     )
 
 
-def is_staged(op: str, m: int) -> bool:
-    """As in tiles.h."""
-    return op == "w4a16" and m > 192
-
-
-def is_swapped(op: str, m: int) -> bool:
-    """As in tiles.h."""
-    return op == "w4a16" and not is_staged(op, m)
-
-
-def is_folded(op: str, m: int) -> bool:
-    """As in tiles.h."""
-    return op == "w4a8_group" or is_swapped(op, m)
-
-
-def strip_of(op: str, m: int, warp_m: int) -> int:
-    """As in tiles.h."""
-    if warp_m > 32:
-        return next(strip for strip in (32, 16, 24, 8) if warp_m % strip == 0)
-    return 8 if is_swapped(op, m) else 16
-
-
 def blocks_per_sm(tile: Mapping[str, Any], card: Card) -> int:
     """As in select.cpp."""
     registers = tile["warp_m"] * tile["warp_n"] // 32
-    registers *= 2 if is_folded(tile["op"], tile["m"]) else 1
+    registers *= 2 if tile["folded"] else 1
     registers += tile["warp_m"] // 2 + tile["warp_n"] // 2 + 64
     registers = (min(255, registers) + 7) // 8 * 8
     threads = 2048 if card.sm == 80 or card.sm >= 90 else 1536
@@ -177,11 +155,10 @@ class Points:
         self.rows, kinds, described = [], [], []
         for M, N, K, tile, split in points:
             op = tile["op"]
-            swapped = is_swapped(op, tile["m"])
             self.rows.append(tile["name"])
             kinds.append(
                 (
-                    "kUnpackSwapped" if swapped else UNPACKING.get(op, ""),
+                    "kUnpackSwapped" if tile["swapped"] else UNPACKING.get(op, ""),
                     INSTRUCTION.get(op, "s8"),
                 )
             )
@@ -308,10 +285,10 @@ def _describe(
     warps = tile["threads"] // 32
     steps = tile["warp_k"] // (64 if op == "w4a4" else 32) * (2 if op == "w4a16" else 1)
     m_tiles, n_tiles = tile["warp_m"] / 16, tile["warp_n"] / 8
-    strip = strip_of(op, tile["m"], tile["warp_m"])
+    strip = tile["strip"]
     strips = math.ceil(M / strip) * strip
-    sharers = tile["m"] // tile["warp_m"] if is_staged(op, tile["m"]) else 1
-    fold = is_folded(op, tile["m"])
+    sharers = tile["m"] // tile["warp_m"] if tile["staged"] else 1
+    fold = tile["folded"]
     tile_bytes = (tile["m"] * a + tile["n"] * b) * tile["k"]
 
     segments, parts, shared = 1.0, float(split), 0

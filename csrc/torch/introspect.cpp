@@ -23,6 +23,7 @@
 #include "gemm/gemm.h"
 #include "gemm/left_out.h"
 #include "gemm/schedule.h"
+#include "gemm/tiles.h"
 #include "gemm/tuned.h"
 #include "torch/checks.h"
 
@@ -169,10 +170,19 @@ QUTLASS_EXPORT const char* qutlass_check(const char* op, TensorView* const* tens
   }
 }
 
-// The rows of the tile table, an array.
+// The rows of the tile table, an array; besides what `explain` says of a row, what the cost model
+// takes from tiles.h.
 QUTLASS_EXPORT const char* qutlass_gemm_tiles() {
   std::string rows;
-  for (int i = 0; i < gemm_tile_count(); ++i) rows += (i ? ", " : "") + tile_row(i).str();
+  for (int i = 0; i < gemm_tile_count(); ++i) {
+    const GemmTile& tile = gemm_tile(i);
+    Json row = tile_row(i);
+    row.boolean("staged", is_staged(tile.op, tile.m))
+        .boolean("swapped", is_swapped(tile.op, tile.m))
+        .boolean("folded", is_folded(tile.op, tile.m))
+        .number("strip", int64_t{strip_of(tile.op, tile.m, tile.warp_m)});
+    rows += (i ? ", " : "") + row.str();
+  }
   return keep('[' + rows + ']');
 }
 
