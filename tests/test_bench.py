@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import types
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -502,6 +504,29 @@ class HostClock(measure.Gpu):
 
     def forget(self) -> None:
         pass
+
+
+class TestTiming:
+    """What is asked of the library that times large products, and what is made of its answer."""
+
+    def test_large_products(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        done: list[str] = []
+
+        def do_bench(call: Callable[[], Any], warmup: int, rep: int, return_mode: str) -> list:
+            call()
+            done.append(f"{warmup} and {rep} ms, {return_mode}")
+            return [0.25, 0.5, 4.0]  # milliseconds
+
+        triton, testing = types.ModuleType("triton"), types.ModuleType("triton.testing")
+        testing.do_bench = do_bench  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "triton", triton)
+        monkeypatch.setitem(sys.modules, "triton.testing", testing)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("idle"))
+        monkeypatch.setattr(measure.time, "sleep", lambda seconds: done.append(f"rest {seconds}"))
+        timing = measure.Gpu(0.1).time_large(done.append, "call")
+        assert done == ["call", "idle", "rest 0.1", "call", "25 and 100 ms, all"]
+        assert (timing.us, timing.samples) == (500.0, 3)
+        assert 250 <= timing.low < timing.us < timing.high <= 4000
 
 
 @pytest.fixture
