@@ -527,6 +527,7 @@ class TestTiming:
         assert done == ["call", "idle", "rest 0.1", "call", "25 and 100 ms, all"]
         assert (timing.us, timing.samples) == (500.0, 3)
         assert 250 <= timing.low < timing.us < timing.high <= 4000
+        assert Timing.of([7.0]) == Timing(7.0, 7.0, 7.0, 1)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import setuptools
 
 import check_abi
 import machine_code
@@ -281,7 +282,6 @@ def test_an_install_takes_over_an_older_library(
 ) -> None:
     """What was built stands in the package afterwards, also where the library there is newer: that
     of another build folder, as `make demo` leaves it to `make test`."""
-    setuptools = pytest.importorskip("setuptools")
     said: dict[str, Any] = {}
     monkeypatch.setattr(setuptools, "setup", lambda **arguments: said.update(arguments))
     monkeypatch.chdir(CHECKOUT)

@@ -50,6 +50,14 @@ class Timing:
     high: float  # 90th percentile
     samples: int
 
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """What microseconds of the same call come to; of a single one, that."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0], 1)
+        deciles = statistics.quantiles(samples, n=10, method="inclusive")
+        return cls(statistics.median(samples), deciles[0], deciles[-1], len(samples))
+
     @property
     def spread(self) -> float:
         """Distance of the percentiles as a fraction of the median."""
@@ -108,8 +116,7 @@ def time_calls(
             samples.append(took * 1e6 / calls)
     torch.cuda.current_stream().wait_stream(stream)
     graph.reset()
-    deciles = statistics.quantiles(samples, n=10)
-    return Timing(statistics.median(samples), deciles[0], deciles[-1], len(samples))
+    return Timing.of(samples)
 
 
 def glance(call: Callable[[Operands], Any], copies: Sequence[Operands]) -> float:

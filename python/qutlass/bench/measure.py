@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from .shapes import Shape, by_layer
 # Up to this M a call is short beside what an event costs, and is timed in graphs on rotated copies.
 GRAPH_M = 256
 SPLITS = (0, 1, 2, 3, 4, 6, 8, 12)  # 0: Stream-K
-_REST = 1  # times the seconds of a call's samples
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,14 @@ class Gpu:
             rep=math.ceil(1e3 * self.seconds),
             return_mode="all",
         )
-        samples = [1e3 * sample for sample in milliseconds]
-        if len(samples) == 1:
-            return Timing(samples[0], samples[0], samples[0], 1)
-        deciles = statistics.quantiles(samples, n=10, method="inclusive")
-        return Timing(statistics.median(samples), deciles[0], deciles[-1], len(samples))
+        return Timing.of([1e3 * sample for sample in milliseconds])
 
     def _rest(self) -> None:
-        """Large products reach the card's power limit, and its clock follows with a delay: without
-        a pause a call would run at the clock that the one before it has earned."""
+        """For as long as a call is timed. Large products reach the card's power limit, and its
+        clock follows with a delay: without a pause a call would run at the clock that the one
+        before it has earned."""
         torch.cuda.synchronize()
-        time.sleep(_REST * self.seconds)
+        time.sleep(self.seconds)
 
     def forget(self) -> None:
         """Give back the memory of operands that are gone."""
