@@ -29,6 +29,7 @@ struct GroupParams {
   int b_zero_stride = 0;  // not grouped: from one n to the next
   int group_shift = 31;  // k >> group_shift is k's group
   int groups = 1;
+  int period = 0;  // k tiles between two periods of groups, see GroupCache
 };
 
 __device__ __forceinline__ uint32_t bf16_bits(float x) {
@@ -47,6 +48,7 @@ template <GemmOp kOp, bool kWeightScale, bool kSums, bool kDealt, int kColumns, 
           int kMinGroup, int kPeriodGroups, int kThreads>
 class GroupCache {
  public:
+  static constexpr int kPeriod = kPeriodGroups;
   static constexpr int kSlots = 2 * kPeriodGroups;
   static_assert((kPeriodGroups & (kPeriodGroups - 1)) == 0 &&
                 kPeriodGroups * kMinGroup >= 2 * kTileK);
@@ -60,7 +62,6 @@ class GroupCache {
 
   struct Storage {
     alignas(16) Array array[kArrays];
-    uint32_t bad[(kColumns + 31) / 32];  // kW4A8Multiplier: columns with weights that left int8
   };
 
   // array[kUnpack]: for unpacking. kW4A8Multiplier: m | c << 8, kW4A8Group with zero points: c in
@@ -68,69 +69,90 @@ class GroupCache {
   //   bfloat16.
   // array[kScale]: kW4A8Group, kW4A16: the scale as float32. With fractional zero points, but for
   //   kSums, the two bfloat16 that add up to it, the larger one in the lower half.
-  // array[kRest]: kW4A16: the bfloat16 -c0 and, in the upper half, -c1 * scale, or -c1 with kSums.
-  //   With kWeightScale two pairs: the lower half of the scale, and -c1 * scale.
+  // array[kRest]: kW4A16: the pair (-c0, -c0). With fractional zero points, in its upper half,
+  //   -c1 * scale, or -c1 with kSums. With kWeightScale two pairs: the lower half of the scale, and
+  //   -c1 * scale.
   static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
  private:
-  static constexpr int kItems = (kPeriodGroups * kColumns + kThreads - 1) / kThreads;
-  static constexpr int kLogPeriod = kPeriodGroups == 16  ? 4
-                                    : kPeriodGroups == 8 ? 3
-                                    : kPeriodGroups == 4 ? 2
-                                                         : 1;
-  static_assert(1 << kLogPeriod == kPeriodGroups);
   static constexpr bool kMultiplier = kOp == GemmOp::kW4A8Multiplier;
+  // A thread's items: a group of a period in columns that lie kStep apart. Neighbouring threads
+  // have neighbouring groups, so that a load touches few lines.
+  static constexpr int kStep = kThreads / kPeriodGroups;
+  static constexpr int kItems = (kColumns + kStep - 1) / kStep;
+  static_assert(kThreads % kPeriodGroups == 0 && (kStep & (kStep - 1)) == 0,
+                "steps have no bit in common with a first place");
+  // The column of a place in a slot.
+  static constexpr int column_of(int place) { return kDealt ? dealt_row(place) : place; }
+
+  // The first of them.
+  struct Item {
+    int place;      // in a slot
+    int left;       // columns from it on
+    int group;      // that is fetched next, or is and was not put in place yet
+    int64_t index;  // in [N, G]
+  };
+  // Whether it is kept from period to period, or worked out again: multipliers' highest tile has no
+  // registers for it.
+  static constexpr bool kKeeps = !kMultiplier;
 
   const GroupParams& p_;
   Storage& s_;
-  int columns_;     // of the whole matrix
+  int columns_;  // of the whole matrix
   int column_begin_ = 0;
-  int next_ = 0;    // the first group that was not put in place yet
+  int next_ = 0;  // the first group that was not put in place yet
+  Item kept_;
   uint32_t scale_[kItems], zero_[kItems];
+  uint32_t bad_ = 0;  // kMultiplier: a bit for each item whose column has weights that left int8
 
-  // A thread's items: neighbouring threads have neighbouring groups of a column. kOne: one group a
-  // row, to the right of which there is nothing.
-  template <bool kOne, typename Visit>
-  __device__ __forceinline__ void for_items(const Visit& visit) const {
-    constexpr int kLog = kOne ? 0 : kLogPeriod;
+  __device__ __forceinline__ Item work_out() const {
+    Item item;
+    item.place = static_cast<int>(threadIdx.x / kPeriodGroups);
+    item.group = next_ + static_cast<int>(threadIdx.x % kPeriodGroups);
+    const int column = column_begin_ + column_of(item.place);
+    item.left = columns_ - column;
+    item.index = static_cast<int64_t>(column) * p_.groups + item.group;
+    return item;
+  }
+  __device__ __forceinline__ Item first() const { return kKeeps ? kept_ : work_out(); }
+
+  // f(i, column, place), both counted from the first item's.
+  template <typename Visit>
+  __device__ __forceinline__ static void for_items(int place, const Visit& visit) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      if ((i * kThreads) >> kLog >= kColumns) break;
-      const int index = static_cast<int>(threadIdx.x) + i * kThreads;
-      const int g = next_ + (index & ((1 << kLog) - 1)), column = index >> kLog;
-      if ((kThreads * (i + 1) - 1) >> kLog < kColumns || column < kColumns)
-        visit(i, g, column, g < p_.groups && column < columns_ - column_begin_);
+      if ((i + 1) * kStep <= kColumns || place + i * kStep < kColumns)
+        visit(i, column_of(i * kStep), i * kStep);
     }
   }
 
-  // Offsets of 32 bits within the columns of a tile: their scales are fewer than 2^31.
-  template <bool kOne, typename T>
+  // Offsets of 32 bits within the columns of a tile: their scales are fewer than 2^31. What lies
+  // beyond the last column or group, and is not used, is read from there, without a branch.
+  template <typename T>
   __device__ __forceinline__ void load(uint32_t (&to)[kItems], const void* array) const {
-    const auto* from =
-        static_cast<const T*>(array) + static_cast<int64_t>(column_begin_) * p_.groups;
-    for_items<kOne>([&](int i, int g, int column, bool real) {
-      to[i] = real ? __ldg(from + (column * p_.groups + g)) : 0;
+    const Item item = first();
+    const T* from = static_cast<const T*>(array) + item.index + min(p_.groups - 1 - item.group, 0);
+    for_items(item.place, [&](int i, int column, int) {
+      to[i] = __ldg(from + min(column, item.left - 1) * p_.groups);
     });
   }
   // Which dtypes there are, so that no branch is built for the others.
-  template <bool kOne>
   __device__ __forceinline__ void load_scales() {
     if constexpr (kMultiplier) {
-      load<kOne, unsigned char>(scale_, p_.multiplier);
+      load<unsigned char>(scale_, p_.multiplier);
     } else if (p_.b_scale_dtype == DType::kFloat32) {
-      load<kOne, unsigned int>(scale_, p_.b_scale);
+      load<unsigned int>(scale_, p_.b_scale);
     } else {
-      load<kOne, unsigned short>(scale_, p_.b_scale);
+      load<unsigned short>(scale_, p_.b_scale);
     }
   }
-  template <bool kOne>
   __device__ __forceinline__ void load_zeros() {
     if (kMultiplier || p_.b_zero_dtype == DType::kInt8) {
-      load<kOne, unsigned char>(zero_, p_.b_zero);
+      load<unsigned char>(zero_, p_.b_zero);
     } else if (kOp == GemmOp::kW4A16 && p_.b_zero_dtype == DType::kBFloat16) {
-      load<kOne, unsigned short>(zero_, p_.b_zero);
+      load<unsigned short>(zero_, p_.b_zero);
     } else {
-      load<kOne, unsigned int>(zero_, p_.b_zero);
+      load<unsigned int>(zero_, p_.b_zero);
     }
   }
 
@@ -145,10 +167,14 @@ class GroupCache {
   }
 
   // kZeros: there are zero points. kFractional: they are floats (kW4A16).
-  template <bool kOne, bool kZeros, bool kFractional>
+  template <bool kZeros, bool kFractional>
   __device__ __forceinline__ void convert() {
-    for_items<kOne>([&](int i, int g, int n, bool real) {
-      const int slot = g % kSlots, column = kDealt ? dealt_row(n) : n;
+    const Item item = first();
+    const int slot = item.group & (kSlots - 1);
+    for_items(item.place, [&](int i, int, int step) {
+      const auto word = [&](int which) -> uint32_t& {
+        return s_.array[which][slot][(item.place + step) * kWords];
+      };
       if constexpr (kOp == GemmOp::kW4A16) {
         // w = (v - c0) - c1 with v = 136 + q: c0 an integer that bfloat16 holds, so that the first
         // difference is exact; c1 the rest of a fractional zero point. An integer zero point for
@@ -166,36 +192,40 @@ class GroupCache {
         const float x = scale_of(scale_[i]);
         const float upper = __bfloat162float(__float2bfloat16_rn(x));
         if constexpr (kWeightScale) {
-          *reinterpret_cast<uint2*>(&s_.array[kUnpack][slot][2 * column]) =
-              make_uint2(bf16_pair(-c0), bf16_pair(upper));
-          *reinterpret_cast<uint2*>(&s_.array[kRest][slot][2 * column]) =
+          reinterpret_cast<uint2&>(word(kUnpack)) = make_uint2(bf16_pair(-c0), bf16_pair(upper));
+          reinterpret_cast<uint2&>(word(kRest)) =
               make_uint2(bf16_pair(x - upper), bf16_pair(-c1 * x));
         } else {
           constexpr bool kPair = kFractional && !kSums;
-          s_.array[kScale][slot][column] =
-              kPair ? bf16_bits(upper) | bf16_bits(x - upper) << 16 : __float_as_uint(x);
-          s_.array[kRest][slot][column] = bf16_bits(-c0) | bf16_bits(kPair ? -c1 * x : -c1) << 16;
+          word(kScale) = kPair ? bf16_bits(upper) | bf16_bits(x - upper) << 16 : __float_as_uint(x);
+          word(kRest) = kFractional ? bf16_bits(-c0) | bf16_bits(kPair ? -c1 * x : -c1) << 16
+                                    : bf16_pair(-c0);
         }
       } else if constexpr (kMultiplier) {
         // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less
         // 128. Where some q of -8..7 would leave int8 the outputs become NaN.
         const int m = static_cast<int>(scale_[i]);
-        const int c = 128 - m * (8 + (kZeros ? integer_of(zero_[i]) : 0));
-        if (real && (m < 1 || m > 15 || c < 0 || 15 * m + c > 255))
-          atomicOr(&s_.bad[n / 32], 1u << n % 32);
-        s_.array[kUnpack][slot][column] = m | (c & 0xFF) << 8;
+        bool bad = static_cast<unsigned>(m - 1) > 14;
+        if constexpr (kZeros) {
+          const int c = 128 - m * (8 + integer_of(zero_[i]));
+          bad = bad | static_cast<unsigned>(c) > 255 | 15 * m + c > 255;
+          word(kUnpack) = m | (c & 0xFF) << 8;
+        } else {
+          word(kUnpack) = m + ((128 - 8 * m) << 8);
+        }
+        if (bad) bad_ |= 1u << i;
       } else {
         float x = scale_of(scale_[i]);
         if constexpr (kZeros) {
           // w = q - zero as the unsigned byte (q + 8) + c, c = 120 - zero, less 128. Where w would
           // leave int8 the column becomes NaN.
           const int c = 120 - integer_of(zero_[i]);
-          if (real && (c < 0 || c > 240)) x = __int_as_float(0x7FC00000);
-          s_.array[kUnpack][slot][column] = (c & 0xFF) * 0x01010101u;
+          if (static_cast<unsigned>(c) > 240) x = __int_as_float(0x7FC00000);
+          word(kUnpack) = (c & 0xFF) * 0x01010101u;
         } else {
           x *= 0.0625f;  // the sums hold 16 * q
         }
-        s_.array[kScale][slot][column] = __float_as_uint(x);
+        word(kScale) = __float_as_uint(x);
       }
     });
   }
@@ -204,57 +234,46 @@ class GroupCache {
   __device__ GroupCache(const GroupParams& p, Storage& storage, int columns)
       : p_(p), s_(storage), columns_(columns) {}
 
-  // k tiles of a period.
-  __device__ __forceinline__ int period() const {
-    return p_.groups == 1 ? 1 << 30 : (kPeriodGroups << p_.group_shift) / kTileK;
-  }
-
   // A segment begins at k, the first of a group.
   __device__ __forceinline__ void start(int column_begin, int k) {
     column_begin_ = column_begin;
     next_ = k >> p_.group_shift;
+    bad_ = 0;
+    if constexpr (kKeeps) kept_ = work_out();
   }
 
-  // Issues the loads of the first, then of the next period's groups.
-  __device__ __forceinline__ void fetch_first() {
-    if (p_.groups == 1)
-      fetch_period<true>();
-    else
-      fetch_period<false>();
+  // Issues the loads of the next period's groups.
+  __device__ __forceinline__ void fetch() {
+    load_scales();
+    if (p_.b_zero) load_zeros();
   }
-  __device__ __forceinline__ void fetch() { fetch_period<false>(); }
 
   // Converts what was fetched and puts it where the mainloop reads it after the next barrier.
-  __device__ __forceinline__ void commit_first() {
-    if (p_.groups == 1)
-      commit_period<true>();
-    else
-      commit_period<false>();
-  }
-  __device__ __forceinline__ void commit() { commit_period<false>(); }
-
-  __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) & (kSlots - 1); }
-
- private:
-  template <bool kOne>
-  __device__ __forceinline__ void fetch_period() {
-    if (next_ >= p_.groups) return;
-    load_scales<kOne>();
-    if (p_.b_zero) load_zeros<kOne>();
-  }
-  template <bool kOne>
-  __device__ __forceinline__ void commit_period() {
-    if (next_ >= p_.groups) return;
+  __device__ __forceinline__ void commit() {
     const bool fractional = kOp == GemmOp::kW4A16 && (p_.b_zero_dtype == DType::kFloat32 ||
                                                       p_.b_zero_dtype == DType::kBFloat16);
     if (p_.b_zero == nullptr) {
-      convert<kOne, false, false>();
+      convert<false, false>();
     } else if (fractional) {
-      convert<kOne, true, kOp == GemmOp::kW4A16>();
+      convert<true, kOp == GemmOp::kW4A16>();
     } else {
-      convert<kOne, true, false>();
+      convert<true, false>();
     }
-    next_ += kOne ? 1 : kPeriodGroups;
+    next_ += kPeriodGroups;
+    kept_.group += kPeriodGroups;
+    kept_.index += kPeriodGroups;
+  }
+
+  __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) & (kSlots - 1); }
+
+  // kMultiplier, of this thread's items since the start: whether any column is bad, and which are.
+  __device__ __forceinline__ bool any_bad() const { return bad_ != 0; }
+  template <typename Visit>
+  __device__ __forceinline__ void for_bad(const Visit& visit) const {
+    const int place = first().place;
+    for_items(place, [&](int i, int column, int) {
+      if (bad_ >> i & 1) visit(column_of(place) + column);
+    });
   }
 };
 

@@ -96,6 +96,10 @@ class QuantizedGemm {
       group.groups = static_cast<int>(g.groups());
       while (group.groups > 1 && int64_t{1} << group.group_shift > g.group_size)
         --group.group_shift;
+      if constexpr (Mma::kGroups) {
+        group.period =
+            group.groups == 1 ? 1 << 30 : (Mma::Groups::kPeriod << group.group_shift) / Shape::kK;
+      }
 
       quads = Mma::kGroups && in_quads(g);
 
@@ -158,7 +162,10 @@ class QuantizedGemm {
       params.schedule.segment(blockIdx.x, index, &segment);
 
       bool bad = false;
-      if constexpr (Mma::kMultiplier) bad = poison(shared, v, thread);
+      if constexpr (Mma::kMultiplier) {
+        bad = __syncthreads_or(mma.any_bad());
+        if (bad) poison(mma, v);
+      }
       if (segment.ends) {
         if (!segment.begins) collect(params, v, segment, result, thread);
         // Copies of vectors are of the age of the segment's first tiles.
@@ -280,12 +287,13 @@ class QuantizedGemm {
     const GemmArguments& g = params.gemm;
     const int groups = params.group.groups;
     // Neighbouring threads share a column.
-    constexpr int kSharers = kThreadCount > 4 * Shape::kN ? kThreadCount / Shape::kN : 4;
-    static_assert(kSharers <= 32 && (kSharers & (kSharers - 1)) == 0);
-    static_assert(Shape::kN % (kThreadCount / kSharers) == 0, "all threads have as many columns");
+    constexpr int kSharers =
+        threadblock::power_of_two_from((kThreadCount + Shape::kN - 1) / Shape::kN, 4);
+    static_assert(kSharers <= 32 && kThreadCount % kSharers == 0);
+    constexpr int kColumns = kThreadCount / kSharers;  // at once
     const int sharer = thread % kSharers;
     // All threads go round as often as each other, see StoreBf16Node::exchange.
-    for (int first = 0; first < Shape::kN; first += kThreadCount / kSharers) {
+    for (int first = 0; first < Shape::kN; first += kColumns) {
       const int column = first + thread / kSharers;
       const int64_t row =
           int64_t{min(s.tile_n * Shape::kN + column, static_cast<int>(g.N) - 1)} * groups;
@@ -319,7 +327,8 @@ class QuantizedGemm {
 #pragma unroll
       for (int distance = kSharers / 2; distance > 0; distance /= 2)
         term += __shfl_xor_sync(0xffffffffu, term, distance);
-      if (sharer == 0) v.column_term[column] = term;
+      if (sharer == 0 && (Shape::kN % kColumns == 0 || column < Shape::kN))
+        v.column_term[column] = term;
     }
   }
   __device__ __forceinline__ static float to_float(float x, DType) { return x; }
@@ -328,16 +337,12 @@ class QuantizedGemm {
                                     : __uint_as_float(static_cast<uint32_t>(x) << 16);
   }
 
-  // Columns with weights that left int8 become NaN rather than wrong. Whether there are any.
-  __device__ static bool poison(SharedStorage& shared, Vectors& v, int thread) {
-    bool bad = false;
-    for (int i = thread; i < Shape::kN; i += kThreadCount) {
-      if (shared.mainloop.groups.bad[i / 32] >> (i % 32) & 1) {
-        v.b_scale[i] = __int_as_float(0x7FC00000);
-        bad = true;
-      }
-    }
-    return __syncthreads_or(bad);
+  // Columns with weights that left int8 become NaN rather than wrong.
+  __device__ static void poison(const Mma& mma, Vectors& v) {
+    copy_async_wait<0>();  // or scales might come later
+    __syncthreads();
+    mma.for_bad([&](int column) { v.b_scale[column] = __int_as_float(0x7FC00000); });
+    __syncthreads();
   }
 
   // A segment that does not finish its tile leaves its sums in scratch memory and raises the

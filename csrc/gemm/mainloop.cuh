@@ -100,7 +100,8 @@ class Mainloop {
   static constexpr int kBWords = kSwapped ? 4 : 2;
   static constexpr bool kWideB =
       kOp == GemmOp::kW8A8 || kS4 || kStaged;  // 32 bytes of B a step, else 16
-  static constexpr int kBLoads = kWideB ? kNTiles / 2 : kNTiles / 4;  // ldmatrix.x4 a step
+  // ldmatrix.x4 a step, of which the last may be half of one.
+  static constexpr int kBLoads = kWideB ? kNTiles / 2 : (kNTiles + 3) / 4;
   // Fragments of A for the next step come into registers of their own; in the highest warp tiles,
   // which have none left, each comes into the place of its predecessor, right behind the last
   // product that reads that.
@@ -115,10 +116,8 @@ class Mainloop {
   static_assert(Shape::kM % WarpShape::kM == 0 && Shape::kN % WarpShape::kN == 0 &&
                 Shape::kK % WarpShape::kK == 0);
   static_assert(WarpShape::kM % (kSwapped && WarpCount::kM == 1 ? 8 : 16) == 0 &&
-                WarpShape::kN % (kWideB ? 16 : 32) == 0);
+                WarpShape::kN % 16 == 0);
   static_assert(WarpShape::kK % kStepK == 0 && kStages >= 2);
-  static_assert(kNTiles % kSlices == 0 || kSlices % kNTiles == 0,
-                "slices share the columns of their sum");
 
   using TileA = SharedTile<Shape::kM, Shape::kK * a_bits(kOp) / 8, kSwapped ? 2 : 1>;
   using TileB = SharedTile<Shape::kN, Shape::kK * b_bits(kOp) / 8>;
@@ -129,8 +128,9 @@ class Mainloop {
 
   // Of one warp, in the order [n tile][m tile][4]: row 16 * m + 8 * (r / 2) + lane / 4, column
   // 8 * n + 2 * (lane % 4) + (r % 2) of B as it lies in shared memory.
-  // n tiles whose sum a warp ends up with; where slices outnumber them, the last slices get none.
-  static constexpr int kOwnTiles = kNTiles > kSlices ? kNTiles / kSlices : 1;
+  // n tiles whose sum a warp ends up with; the last slices may get none.
+  static constexpr int kOwnTiles = (kNTiles + kSlices - 1) / kSlices;
+  static_assert(kNTiles % kOwnTiles == 0, "a slice gets all of its share or nothing");
   // Columns are dealt out so that a lane has eight neighbours, see dealt_row().
   static constexpr bool kDealt = kOwnTiles % 4 == 0;
   using Result = ElementC[kOwnTiles][kMTiles][4];
@@ -210,7 +210,7 @@ class Mainloop {
 
   __device__ __forceinline__ void fetch_first_groups(const Segment& segment) {
     groups_.start(segment.tile_n * Shape::kN, segment.k_begin);
-    groups_.fetch_first();
+    groups_.fetch();
   }
 
  public:
@@ -249,6 +249,13 @@ class Mainloop {
     lane_b_ ^= warp_k_ * (WarpShape::kK * b_bits(kOp) / 8);
   }
 
+  // kMultiplier: whether this thread has put columns in place that have weights which left int8,
+  // and which of the tile they are.
+  __device__ __forceinline__ bool any_bad() const { return groups_.any_bad(); }
+  template <typename Visit>
+  __device__ __forceinline__ void for_bad(const Visit& visit) const {
+    groups_.for_bad(visit);
+  }
   // Whether this warp ends up with a result.
   __device__ __forceinline__ bool owns() const { return warp_k_ * kOwnTiles < kNTiles; }
   // The first row and column of the tile that this warp's result covers.
@@ -278,6 +285,7 @@ class Mainloop {
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
       load_tile((stage_ + i) % kStages, (stage_ + i + 1) % kStages);
+      --load_left_;
       // Short segments leave stages for the next ones.
       Segment next;
       if (kRunsOn && load_left_ == 0 && schedule_.segment(blockIdx.x, load_segment_ + 1, &next)) {
@@ -379,7 +387,6 @@ class Mainloop {
     if (part < parts - 1) return;
     loader_a_.advance();
     loader_b_.advance();
-    --load_left_;
     copy_async_commit();
   }
   __device__ __forceinline__ void load_tile(int stage, int after) { load_part(0, 1, stage, after); }
@@ -389,22 +396,27 @@ class Mainloop {
   __device__ __forceinline__ static uint32_t along_k(uint32_t lane, int offset) {
     return (lane ^ static_cast<uint32_t>(offset & 127)) + static_cast<uint32_t>(offset & ~127);
   }
+  // Where fragments of A come one by one, an address that the compiler does not take apart: it
+  // would keep, or work out again, the sums of its terms with each of the constants that are added
+  // to it, which the instruction that loads adds itself.
   __device__ __forceinline__ uint32_t address_a(int stage, int substep) const {
-    return shared_a_ + stage * TileA::kBytes + along_k(lane_a_, substep * 32);
+    const uint32_t address = shared_a_ + stage * TileA::kBytes + along_k(lane_a_, substep * 32);
+    return kInPlaceA ? static_cast<uint32_t>(opaque(static_cast<int>(address))) : address;
   }
 
-  __device__ __forceinline__ void fetch_a_tile(uint32_t (&a)[kAWords], int stage, int substep,
-                                               int m) const {
-    const uint32_t address = address_a(stage, substep) + m * (4 * kAWords) * TileA::kRowBytes;
+  // from: address_a() of a stage and substep.
+  __device__ __forceinline__ static void fetch_a_tile(uint32_t (&a)[kAWords], uint32_t from,
+                                                      int m) {
+    const uint32_t address = from + m * (4 * kAWords) * TileA::kRowBytes;
     if constexpr (kSwapped)
       load_shared_64(a, address);
     else
       ldmatrix_x4(a, address);
   }
-  __device__ __forceinline__ void fetch_a(uint32_t (&a)[kAFragments][kAWords], int stage,
-                                          int substep) const {
+  __device__ __forceinline__ static void fetch_a(uint32_t (&a)[kAFragments][kAWords],
+                                                 uint32_t from) {
 #pragma unroll
-    for (int i = 0; i < kAFragments; ++i) fetch_a_tile(a[i], stage, substep, i);
+    for (int i = 0; i < kAFragments; ++i) fetch_a_tile(a[i], from, i);
   }
 
   // The other unpacked tile.
@@ -419,7 +431,13 @@ class Mainloop {
     constexpr int kRows = kWideB ? 16 : 32;
     const uint32_t base = tile + along_k(lane_b_, step * kStepBytes);
 #pragma unroll
-    for (int j = 0; j < kBLoads; ++j) ldmatrix_x4(b[j], base + j * kRows * TileW::kRowBytes);
+    for (int j = 0; j < kBLoads; ++j) {
+      const uint32_t address = base + j * kRows * TileW::kRowBytes;
+      if (kWideB || 4 * j + 2 < kNTiles)
+        ldmatrix_x4(b[j], address);
+      else
+        ldmatrix_x2(b[j][0], b[j][1], address);
+    }
   }
 
   // Adds the values of each row of a fragment to those of sum: a product with ones, whose columns
@@ -439,7 +457,8 @@ class Mainloop {
 #pragma unroll
     for (int i = 0; i < kSumTiles; ++i) {
       const int m = warp_n_ * kSumTiles + i;
-      if (kMTiles % WarpCount::kN == 0 || m < kMTiles) fetch_a_tile(a[i], stage, substep, m);
+      if (kMTiles % WarpCount::kN == 0 || m < kMTiles)
+        fetch_a_tile(a[i], address_a(stage, substep), m);
     }
   }
 
@@ -490,16 +509,24 @@ class Mainloop {
     }
   }
 
-  // The low nibbles q of x as bytes q + 8.
-  __device__ __forceinline__ static uint32_t offset_nibbles(uint32_t x) {
-    // The highest tiles have no register for the second constant, and more products for each word.
-    if constexpr (kInPlaceA) return (x ^ 0x88888888u) & 0x0F0F0F0Fu;
-    return and_xor(x, 0x0F0F0F0Fu, 0x08080808u);
+  // The nibbles q of x, the low and the high ones, as bytes q + 8.
+  __device__ __forceinline__ static void offset_nibbles(uint32_t (&v)[2], uint32_t x) {
+    if constexpr (kInPlaceA) {
+      // The highest tiles have no register for the second constant.
+      const uint32_t y = x ^ 0x88888888u;
+      v[0] = y & 0x0F0F0F0Fu;
+      v[1] = (y >> 4) & 0x0F0F0F0Fu;
+    } else {
+      v[0] = and_xor(x, 0x0F0F0F0Fu, 0x08080808u);
+      v[1] = and_xor(x >> 4, 0x0F0F0F0Fu, 0x08080808u);
+    }
   }
   // kW4A16: the bfloat16 136 + q of the low (half 0) or the high nibbles of x.
   __device__ __forceinline__ static void widen_nibbles(uint32_t (&b)[2], uint32_t x, int half) {
     // A byte q + 8 below the byte 0x43 is the bfloat16 136 + q.
-    const uint32_t v = offset_nibbles(half == 0 ? x : x >> 4);
+    uint32_t both[2];  // of which the compiler leaves out the other
+    offset_nibbles(both, x);
+    const uint32_t v = both[half];
     b[0] = __byte_perm(v, 0x43434343u, 0x4140);
     b[1] = __byte_perm(v, 0x43434343u, 0x4342);
   }
@@ -512,19 +539,19 @@ class Mainloop {
     if constexpr (kZeros) return bf16x2_fma(x, w.y, bf16x2_fma(x, rest.x, rest.y));
     return bf16x2_mul(x, w.y);
   }
-  // kSwapped: q - zero of pairs of 136 + q. kScales: the weights, of fractional zero points;
-  // rounded without their scale they would all be off by the same.
-  template <bool kScales>
+  // kSwapped: q - zero of pairs of 136 + q. Without kSumsFractions, of fractional zero points, the
+  // weights: rounded without their scale they would all be off by the same.
+  template <bool kZeros>
   __device__ __forceinline__ static void settle(uint32_t (&v)[2], const UnpackParams& u, int j) {
     const auto low = [](uint32_t x) { return __byte_perm(x, 0, 0x1010); };
     const auto high = [](uint32_t x) { return __byte_perm(x, 0, 0x3232); };
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if constexpr (kScales)
+      if constexpr (kZeros && !kSumsFractions)
         v[i] = scaled<true>(v[i], make_uint2(low(u.c[j]), low(u.scale[j])),
                             make_uint2(high(u.scale[j]), high(u.c[j])));
       else
-        v[i] = bf16x2_fma(v[i], 0x3F803F80u, low(u.c[j]));
+        v[i] = bf16x2_fma(v[i], 0x3F803F80u, kZeros ? low(u.c[j]) : u.c[j]);
     }
   }
   // array[which] of two words a column.
@@ -540,11 +567,15 @@ class Mainloop {
       b[0] = b[1] = x;
     } else if constexpr (kMultiplier) {
       const uint32_t m = u.c[j] & 0xFF, c = (u.c[j] >> 8) * 0x01010101u;
-      b[0] = (offset_nibbles(x) * m + c) ^ 0x80808080u;
-      b[1] = (offset_nibbles(x >> 4) * m + c) ^ 0x80808080u;
+      uint32_t v[2];
+      offset_nibbles(v, x);
+      b[0] = (v[0] * m + c) ^ 0x80808080u;
+      b[1] = (v[1] * m + c) ^ 0x80808080u;
     } else if constexpr (kOp == GemmOp::kW4A8Group && kZeros) {
-      b[0] = (offset_nibbles(x) + u.c[j]) ^ 0x80808080u;
-      b[1] = (offset_nibbles(x >> 4) + u.c[j]) ^ 0x80808080u;
+      uint32_t v[2];
+      offset_nibbles(v, x);
+      b[0] = (v[0] + u.c[j]) ^ 0x80808080u;
+      b[1] = (v[1] + u.c[j]) ^ 0x80808080u;
     } else {
       b[0] = (x * 16u) & 0xF0F0F0F0u;
       b[1] = x & 0xF0F0F0F0u;
@@ -649,6 +680,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   // Other high tiles have theirs behind the first products, which then need not wait until all are
   // issued. Low tiles wait for their copies, kStaged is 4 % faster with copies first (an H100).
   constexpr bool kCopiesFirst = !kSpreadCopies && (kStaged || kMTiles < 4);
+  // Whether the loop over k tiles has one in it that stops only where something else is to be done.
+  // That saves middling products, and of groups also higher ones, 2 to 8 %; the highest spill or
+  // are 3 to 8 % slower, low ones of groups 3 % (an H100).
+  constexpr int kSums = kAFragments * kBFragments * 4 * (kFold ? 2 : 1);
+  constexpr bool kNested =
+      kGroups ? !kStaged && Shape::kM > (kBf16 ? 16 : 32) && kSums <= 144 : kSums <= 64;
   const int tiles = (segment.k_end - segment.k_begin + Shape::kK - 1) / Shape::kK;
   const int column_begin = segment.tile_n * Shape::kN;
 
@@ -675,11 +712,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   [[maybe_unused]] auto& groups = groups_;
   if constexpr (kGroups) {
     if constexpr (!kEarlyGroups) fetch_first_groups(segment);
-    if constexpr (kMultiplier) {
-      if (threadIdx.x * 32 < Shape::kN) shared_.groups.bad[threadIdx.x] = 0;
-      __syncthreads();
-    }
-    groups.commit_first();
+    groups.commit();
     groups.fetch();
   }
   copy_async_wait<kStages - 2>();
@@ -701,7 +734,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
       begin_group<kZeros>(params, slot);
     }
   }
-  fetch_a(a[0], stage_, 0);
+  fetch_a(a[0], address_a(stage_, 0));
   fetch_b(b_raw[0], kStaged ? shared_w_ : stage_b(stage_), 0);
 
   // Fragment j of B in substep s, from what was loaded for its step.
@@ -717,7 +750,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         uint32_t rows[2] = {x, x};
         if constexpr (!leaves_out(Part::kUnpacking)) {
           widen_nibbles(rows, x, s % kHalves);
-          settle<kScales>(rows, params, 2 * j + h);
+          settle<kZeros>(rows, params, 2 * j + h);
         }
         b[h] = rows[0];
         b[h + 2] = rows[1];
@@ -729,14 +762,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   [[maybe_unused]] uint32_t ahead[kBWords];
   if constexpr (kAheadOfStep) fragment(ahead, 0, 0);
 
-  // Adds the sums of a group to the totals.
-  auto fold = [&](const int slot) {
+  // Adds the sums of a group, which is in last_slot, to the totals.
+  const auto fold = [&] {
     if constexpr (kFold) {
 #pragma unroll
       for (int j = 0; j < kBFragments; ++j) {
         // Of the two columns that this lane has of the fragment.
         const auto columns = [&](int which, uint32_t mask) {
-          const auto& array = shared_.groups.array[which][slot];
+          const auto& array = shared_.groups.array[which][last_slot];
           const int column =
               warp_column() + (kSwapped ? lane_ / 4 + j * 16 : lane_ % 4 * 2 + j * 8);
           return make_float2(__uint_as_float(array[column] & mask),
@@ -785,158 +818,168 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   // there, and one more barrier comes before they are read. With kStaged they are read a tile
   // sooner.
   [[maybe_unused]] int until_groups = 0;
-  if constexpr (kGroups) until_groups = groups.period() - 1;
-  const auto advance_groups = [&] {
+  if constexpr (kGroups) until_groups = group_.period - (kStaged ? 2 : 1);
+#pragma unroll 1
+  for (int left = tiles; left > 0;) {
     if constexpr (kGroups) {
-      if (__builtin_expect(--until_groups == 0, 0)) {
+      if (__builtin_expect(until_groups == 0, kNested)) {
         groups.commit();
         groups.fetch();
-        until_groups = groups.period();
+        until_groups = group_.period;
       }
     }
-  };
+    // Tiles between which nothing else is to be done.
+    int run = 1;
+    if constexpr (kNested) {
+      run = left;
+      if constexpr (kGroups) run = min(run, until_groups);
+      if (kRunsOn && load_left_ > 0) run = min(run, load_left_);
+    }
+    left -= run;
+    until_groups -= run;
+    load_left_ -= run;
 #pragma unroll 1
-  for (int left = tiles; left > 0; --left) {
-    const int next_stage = stage_ + 1 == kStages ? 0 : stage_ + 1;
-    if constexpr (kStaged) advance_groups();
-    const auto substep = [&](const auto index) {
-      constexpr int kLast = kSubsteps - 1;
-      const int s = index, step = s / kHalves;
-      [[maybe_unused]] uint32_t share[kSumTiles][kAWords] = {};
-      if constexpr (kSumShare) fetch_share(share, stage_, s);
-      if (s == kLast && !kInPlaceA) land();
-      const int fetch_stage = s == kLast ? next_stage : stage_;
-      const auto fetch_tile = [&] {
-        if constexpr (kStaged)
-          return s == kLast ? other_w() : shared_w_;
-        else
-          return stage_b(fetch_stage);
-      };
-      const int next = s == kLast ? 0 : s + 1;
-      // Which register buffer a step uses must be a constant: an odd number of steps a tile would
-      // swap the buffers from tile to tile, so its last step hands over through buffer 0.
-      if constexpr (!kInPlaceA) fetch_a(a[(s + 1) % 2], fetch_stage, next);
-      if (s % kHalves == kHalves - 1 && !(kInPlaceA && s == kLast)) {
-        fetch_b(b_raw[(step + 1) % 2], fetch_tile(), next / kHalves);
-      }
-      const int load_stage = stage_ == 0 ? kStages - 1 : stage_ - 1;
-      if (kCopiesFirst && s == 0) load_tile(load_stage, stage_);
-
-      // Sums start afresh where a group does.
-      const bool fresh = kFold && (kPerStep ? s % kHalves == 0 : s == 0);
-      uint32_t (&fa)[kAFragments][kAWords] = a[s % kABuffers];
-#pragma unroll
-      for (int j = 0; j < kBFragments; ++j) {
-        uint32_t b[kBWords];
-        if (kAheadOfStep || (kUnpacksAhead && j > 0)) {
-#pragma unroll
-          for (int r = 0; r < kBWords; ++r) b[r] = ahead[r];
-        } else {
-          fragment(b, s, j);
-        }
-        const bool last_j = j == kBFragments - 1;
-        if constexpr (kStaged && !leaves_out(Part::kUnpacking)) {
-          // The next tile's unpacking is spread over all steps but the last; a chunk comes a few
-          // products ahead of its use. Behind the segment's last tile it goes to waste.
-          constexpr int kPlaces = kLast * kNTiles, kAhead = 2;
-#pragma unroll
-          for (int u = 0; u < 2 * kThreadChunks; ++u) {
-            const int place = u * kPlaces / (2 * kThreadChunks);
-            if (s * kNTiles + j == place && u % 2 == 0) {
-              fetch_chunk<kZeros>(chunk, u / 2, stage_b(next_stage), k + Shape::kK, groups);
-            }
-            if (s * kNTiles + j == place + kAhead)
-              unpack_half<kZeros>(chunk, u / 2, u % 2, other_w());
-          }
-        }
-        if (kInPlaceA && s == kLast && last_j) {
-          land();
+    do {
+      const int next_stage = stage_ + 1 == kStages ? 0 : stage_ + 1;
+      const auto substep = [&](const auto index) {
+        constexpr int kLast = kSubsteps - 1;
+        const int s = index, step = s / kHalves;
+        [[maybe_unused]] uint32_t share[kSumTiles][kAWords] = {};
+        if constexpr (kSumShare) fetch_share(share, stage_, s);
+        if (s == kLast && !kInPlaceA) land();
+        const int fetch_stage = s == kLast ? next_stage : stage_;
+        const auto fetch_tile = [&] {
+          if constexpr (kStaged)
+            return s == kLast ? other_w() : shared_w_;
+          else
+            return stage_b(fetch_stage);
+        };
+        const int next = s == kLast ? 0 : s + 1;
+        // Which register buffer a step uses must be a constant: an odd number of steps a tile would
+        // swap the buffers from tile to tile, so its last step hands over through buffer 0.
+        const uint32_t from_a = address_a(fetch_stage, next);
+        if constexpr (!kInPlaceA) fetch_a(a[(s + 1) % 2], from_a);
+        if (s % kHalves == kHalves - 1 && !(kInPlaceA && s == kLast)) {
           fetch_b(b_raw[(step + 1) % 2], fetch_tile(), next / kHalves);
         }
-        if constexpr (kGroups && !kStaged) {
-          // What the next group needs is fetched while the last products of this one run, behind
-          // the barrier that those who put it in place have passed.
-          if (last_j && s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
-            if (s == kLast) k += Shape::kK;
-            last_slot = slot;
-            slot = groups.slot(s == kLast ? k : k + (step + 1) * 32);
-            begin_group<kZeros>(params, slot);
+        const int load_stage = stage_ == 0 ? kStages - 1 : stage_ - 1;
+        if (kCopiesFirst && s == 0) load_tile(load_stage, stage_);
+
+        // Sums start afresh where a group does.
+        const bool fresh = kFold && (kPerStep ? s % kHalves == 0 : s == 0);
+        uint32_t (&fa)[kAFragments][kAWords] = a[s % kABuffers];
+#pragma unroll
+        for (int j = 0; j < kBFragments; ++j) {
+          uint32_t b[kBWords];
+          if (kAheadOfStep || (kUnpacksAhead && j > 0)) {
+#pragma unroll
+            for (int r = 0; r < kBWords; ++r) b[r] = ahead[r];
+          } else {
+            fragment(b, s, j);
+          }
+          const bool last_j = j == kBFragments - 1;
+          if constexpr (kStaged && !leaves_out(Part::kUnpacking)) {
+            // The next tile's unpacking is spread over all steps but the last; a chunk comes a few
+            // products ahead of its use. Behind the segment's last tile it goes to waste.
+            constexpr int kPlaces = kLast * kNTiles, kAhead = 2;
+#pragma unroll
+            for (int u = 0; u < 2 * kThreadChunks; ++u) {
+              const int place = u * kPlaces / (2 * kThreadChunks);
+              if (s * kNTiles + j == place && u % 2 == 0) {
+                fetch_chunk<kZeros>(chunk, u / 2, stage_b(next_stage), k + Shape::kK, groups);
+              }
+              if (s * kNTiles + j == place + kAhead)
+                unpack_half<kZeros>(chunk, u / 2, u % 2, other_w());
+            }
+          }
+          if (kInPlaceA && s == kLast && last_j) {
+            land();
+            fetch_b(b_raw[(step + 1) % 2], fetch_tile(), next / kHalves);
+          }
+          if constexpr (kGroups && !kStaged) {
+            // What the next group needs is fetched while the last products of this one run, behind
+            // the barrier that those who put it in place have passed.
+            if (last_j && s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
+              if (s == kLast) k += Shape::kK;
+              last_slot = slot;
+              slot = groups.slot(s == kLast ? k : k + (step + 1) * 32);
+              begin_group<kZeros>(params, slot);
+            }
+          }
+          if (kUnpacksAhead && !last_j)
+            fragment(ahead, s, j + 1);
+          else if (kAheadOfStep)
+            fragment(ahead, s == kLast ? kSteps % 2 * kHalves : s + 1, 0);
+#pragma unroll
+          for (int i = 0; i < kAFragments; ++i) {
+            // Serpentine over m, so that consecutive instructions share a register operand; but
+            // fragments come in the order in which the next step reads them.
+            const int m = j % 2 && !(kInPlaceA && last_j) ? kAFragments - 1 - i : i;
+            if (fresh)
+              multiply(partial[j][m], fa[m], b, start);
+            else
+              accumulate(partial[j][m], fa[m], b, real[m / kStrip]);
+            if (kInPlaceA && last_j) fetch_a_tile(fa[m], from_a, m);
+          }
+          if constexpr (kSpreadCopies) {
+            constexpr int kParts = kSubsteps * kBFragments / 4;
+            if (s * kBFragments + j < kParts)
+              load_part(s * kBFragments + j, kParts, load_stage, stage_);
+          } else {
+            if (!kCopiesFirst && s == 0 && j == 0) load_tile(load_stage, stage_);
           }
         }
-        if (kUnpacksAhead && !last_j)
-          fragment(ahead, s, j + 1);
-        else if (kAheadOfStep)
-          fragment(ahead, s == kLast ? kSteps % 2 * kHalves : s + 1, 0);
+        if constexpr (kASums) {
 #pragma unroll
-        for (int i = 0; i < kAFragments; ++i) {
-          // Serpentine over m, so that consecutive instructions share a register operand; but
-          // fragments come in the order in which the next step reads them.
-          const int m = j % 2 && !(kInPlaceA && last_j) ? kAFragments - 1 - i : i;
-          if (fresh)
-            multiply(partial[j][m], fa[m], b, start);
-          else
-            accumulate(partial[j][m], fa[m], b, real[m / kStrip]);
-          if (kInPlaceA && last_j) fetch_a_tile(fa[m], fetch_stage, next, m);
-        }
-        if constexpr (kSpreadCopies) {
-          constexpr int kParts = kSubsteps * kBFragments / 4;
-          if (s * kBFragments + j < kParts)
-            load_part(s * kBFragments + j, kParts, load_stage, stage_);
-        } else {
-          if (!kCopiesFirst && s == 0 && j == 0) load_tile(load_stage, stage_);
-        }
-      }
-      if constexpr (kASums) {
+          for (int i = 0; i < kAFragments; ++i) {
+            if (fresh) {
 #pragma unroll
-        for (int i = 0; i < kAFragments; ++i) {
-          if (fresh) {
-#pragma unroll
-            for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
+              for (int r = 0; r < 4; ++r) a_sum_of_group[i][r] = 0.f;
+            }
+            sum_fragment(a_sum_of_group[i], fa[i]);
           }
-          sum_fragment(a_sum_of_group[i], fa[i]);
         }
-      }
-      if constexpr (kRowSums) {
+        if constexpr (kRowSums) {
 #pragma unroll
-        for (int i = 0; i < kSumTiles; ++i) sum_fragment(own_sum[i], kSumShare ? share[i] : fa[i]);
-      }
-      if constexpr (kSubsteps % 2 == 1 && !kInPlaceA) {
-        if (s == kLast) {
-#pragma unroll
-          for (int i = 0; i < kAFragments; ++i)
-#pragma unroll
-            for (int r = 0; r < kAWords; ++r) a[0][i][r] = a[1][i][r];
+          for (int i = 0; i < kSumTiles; ++i)
+            sum_fragment(own_sum[i], kSumShare ? share[i] : fa[i]);
         }
-      }
-      if constexpr (kSteps % 2 == 1) {
-        if (s == kLast) {
+        if constexpr (kSubsteps % 2 == 1 && !kInPlaceA) {
+          if (s == kLast) {
 #pragma unroll
-          for (int j = 0; j < kBLoads; ++j)
+            for (int i = 0; i < kAFragments; ++i)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) b_raw[0][j][r] = b_raw[1][j][r];
+              for (int r = 0; r < kAWords; ++r) a[0][i][r] = a[1][i][r];
+          }
         }
-      }
-      if constexpr (kFold) {
-        if (s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
-          fold(last_slot);
-        }
-      }
-    };
-    // In high tiles with unpacking the plain loop is 4 % faster (an H100).
-    if constexpr (kRowSums && (kWideB || kMTiles < 4)) {
-      for_each_index<kSubsteps>(substep);
-    } else {
+        if constexpr (kSteps % 2 == 1) {
+          if (s == kLast) {
 #pragma unroll
-      for (int s = 0; s < kSubsteps; ++s) substep(s);
-    }
-    stage_ = next_stage;
-    if constexpr (kStaged) {
-      shared_w_ = other_w();
-      k += Shape::kK;
-    }
-    // What happens now and then stands here, where it leaves the steps one block of instructions.
-    if (kRunsOn && __builtin_expect(load_left_ <= (kStaged ? 1 : 0), 0)) open_next();
-    if constexpr (kGroups && !kStaged) advance_groups();
+            for (int j = 0; j < kBLoads; ++j)
+#pragma unroll
+              for (int r = 0; r < 4; ++r) b_raw[0][j][r] = b_raw[1][j][r];
+          }
+        }
+        if constexpr (kFold) {
+          if (s % kHalves == kHalves - 1 && (kPerStep || s == kLast)) {
+            fold();
+          }
+        }
+      };
+      // In high tiles with unpacking the plain loop is 4 % faster (an H100).
+      if constexpr (kRowSums && (kWideB || kMTiles < 4)) {
+        for_each_index<kSubsteps>(substep);
+      } else {
+#pragma unroll
+        for (int s = 0; s < kSubsteps; ++s) substep(s);
+      }
+      stage_ = next_stage;
+      if constexpr (kStaged) {
+        shared_w_ = other_w();
+        k += Shape::kK;
+      }
+    } while (--run > 0);
+    if (kRunsOn && __builtin_expect(load_left_ <= (kStaged ? 1 : 0), kNested)) open_next();
   }
 
   if constexpr (!kFold && !kBf16) {

@@ -35,9 +35,15 @@ __host__ __device__ constexpr int swizzle(int row) {
 // Where row `row` of a tile of B lies in shared memory when its columns of the output are to be
 // dealt out so that a lane gets eight neighbours: in a warp's result, lane t of a quad has columns
 // 2t and 2t + 1 of every n tile, so n tile j takes columns 8t + 2j and 8t + 2j + 1 of each 32. A
-// permutation of bits, so that it distributes over sums of rows that have no bit in common.
+// permutation of bits, so that it distributes over sums of rows that have no bit in common, and its
+// own inverse.
 __host__ __device__ constexpr int dealt_row(int row) {
   return (row & ~31) | (row & 6) << 2 | (row & 24) >> 2 | (row & 1);
+}
+
+// The least power of two that is at least n, and at least `least`, which is one.
+constexpr int power_of_two_from(int n, int least) {
+  return least >= n ? least : power_of_two_from(n, 2 * least);
 }
 
 // Copies one operand's tiles from global memory, k tile after k tile. kDealt: see dealt_row().
@@ -47,9 +53,7 @@ __host__ __device__ constexpr int dealt_row(int row) {
 // constant distances, so that their copies need no addresses of their own.
 template <typename Tile, int kThreads, bool kDealt = false>
 class TileLoader {
-  static constexpr int kLeast = kThreads > 16 * Tile::kRows  ? 32
-                                : kThreads > 8 * Tile::kRows ? 16
-                                                             : 8;
+  static constexpr int kLeast = power_of_two_from((kThreads + Tile::kRows - 1) / Tile::kRows, 8);
   static constexpr int kColumns = Tile::kChunks < kLeast ? Tile::kChunks : kLeast;
   static constexpr int kLines = Tile::kChunks / kColumns;  // of a row
   static constexpr int kRowStep = kThreads / kColumns;  // from a thread's row to its next

@@ -42,19 +42,37 @@ struct TileRunner {
   }
 };
 
-#define QUTLASS_INSTANTIATE(OP, M, N, K, WM, WN, WK, STAGES)                          \
-  namespace qutlass {                                                                 \
-  using Kernel = kernel::QuantizedGemm<GemmOp::OP, cutlass::gemm::GemmShape<M, N, K>, \
-                                       cutlass::gemm::GemmShape<WM, WN, WK>, STAGES>; \
-  static_assert(sizeof(Kernel::SharedStorage) ==                                      \
-                    smem_bytes_of(GemmOp::OP, M, N, K, WM, WN, WK, STAGES),           \
-                "tiles.h derives another size");                                      \
-  static_assert(Kernel::kThreadCount == threads_of(M, N, K, WM, WN, WK));             \
-  const TileEntry& QUTLASS_TILE_ENTRY(OP, M, N, K, WM, WN, WK, STAGES)() {            \
-    static const TileEntry entry{&TileRunner<Kernel>::workspace_bytes,                \
-                                 &TileRunner<Kernel>::launch};                        \
-    return entry;                                                                     \
-  }                                                                                   \
+#ifdef __CUDA_ARCH__
+#define QUTLASS_ARCH __CUDA_ARCH__
+#else
+#define QUTLASS_ARCH 800  // any: bounds are for the device
+#endif
+
+// The entry is CUTLASS's, with launch bounds.
+#define QUTLASS_INSTANTIATE(OP, M, N, K, WM, WN, WK, STAGES)                                     \
+  namespace qutlass {                                                                            \
+  using Kernel = kernel::QuantizedGemm<GemmOp::OP, cutlass::gemm::GemmShape<M, N, K>,            \
+                                       cutlass::gemm::GemmShape<WM, WN, WK>, STAGES>;            \
+  static_assert(sizeof(Kernel::SharedStorage) ==                                                 \
+                    smem_bytes_of(GemmOp::OP, M, N, K, WM, WN, WK, STAGES),                      \
+                "tiles.h derives another size");                                                 \
+  static_assert(Kernel::kThreadCount == threads_of(M, N, K, WM, WN, WK));                        \
+  }                                                                                              \
+  template <>                                                                                    \
+  __global__ void __launch_bounds__(                                                             \
+      qutlass::Kernel::kThreadCount,                                                             \
+      qutlass::min_blocks_of(qutlass::GemmOp::OP, M, N, K, WM, WN, WK, STAGES, QUTLASS_ARCH))    \
+      cutlass::Kernel2<qutlass::Kernel>(qutlass::Kernel::Params params) {                        \
+    extern __shared__ int qutlass_shared[];                                                      \
+    qutlass::Kernel::invoke(params,                                                              \
+                            *reinterpret_cast<qutlass::Kernel::SharedStorage*>(qutlass_shared)); \
+  }                                                                                              \
+  namespace qutlass {                                                                            \
+  const TileEntry& QUTLASS_TILE_ENTRY(OP, M, N, K, WM, WN, WK, STAGES)() {                       \
+    static const TileEntry entry{&TileRunner<Kernel>::workspace_bytes,                           \
+                                 &TileRunner<Kernel>::launch};                                   \
+    return entry;                                                                                \
+  }                                                                                              \
   }
 
 }  // namespace qutlass

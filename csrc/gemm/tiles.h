@@ -64,12 +64,12 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages
   return align_128(operands > sums ? operands : sums);
 }
 
-// Groups of this period of k and the next, four words of padding each; a bit a column.
+// Groups of this period of k and the next, four words of padding each.
 constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
   if (!is_grouped(op)) return 0;
   const int slots = 2 * period_groups_of(op, m, k, wm, wk);
   const int words = group_arrays_of(op) * group_words_of(is_staged(op, m));
-  return align_128((words * slots * (n + 4) * 4 + (n + 31) / 32 * 4 + 15) / 16 * 16);
+  return align_128(words * slots * (n + 4) * 4);
 }
 
 // Scale, term and bias a column, scale and zero a row; without groups zero a column and sum a row
@@ -83,6 +83,19 @@ constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, 
                             int stages) {
   return align_128(128 + stages_bytes_of(op, m, n, k, wk, stages) +
                    group_bytes_of(op, m, n, k, wm, wk) + vector_bytes_of(op, m, n));
+}
+
+// Blocks that a multiprocessor of architecture `arch` is to run at once, which bounds registers:
+// as many as shared memory allows, where about as many registers as the row needs do, too; else 1.
+constexpr int min_blocks_of(GemmOp op, int m, int n, int k, int wm, int wn, int wk, int stages,
+                            int arch) {
+  const int memory = (arch == 860 || arch == 890 ? 100 : arch >= 900 ? 228 : 164) * 1024;
+  const int threads = threads_of(m, n, k, wm, wn, wk);
+  const int blocks = memory / (smem_bytes_of(op, m, n, k, wm, wn, wk, stages) + 1024);
+  const int a_words = is_swapped(op, m) ? wm / 8 * 2 : (wm + 15) / 16 * 4;
+  const int sums = wm * wn / 32 * (is_folded(op, m) ? 2 : 1);
+  const int needed = sums + 2 * a_words + wn / 4 + 64;  // sums, fragments and addresses
+  return blocks > 1 && needed * threads * blocks <= 65536 ? blocks : 1;
 }
 
 }  // namespace qutlass
