@@ -123,6 +123,13 @@ def test_a_condition_may_stand_beside_the_target() -> None:
     assert len(im.plainest(listing_of(lines), tensor=1)) == 3
 
 
+def test_what_is_rare_may_stand_in_front_of_the_loop() -> None:
+    lines = ["BRA {head}", "rare:", "NOP", "NOP", "BRA {on}"]
+    lines += ["head:", "@!P0 BRA {rare}", "on:", MMA, "@P1 BRA {head}", "EXIT"]
+    path = im.plainest(listing_of(lines), tensor=1)
+    assert [i.opcode for i in path] == ["BRA", MMA.split()[0], "BRA"]
+
+
 @pytest.mark.parametrize(
     "way", ["BRX R2 -0x10", "CALL.REL.NOINC 0x0", "@P0 BRA {before}", "BRA {after}"]
 )

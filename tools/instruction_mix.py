@@ -135,6 +135,14 @@ def steady_state(listing: Sequence[Instruction], head: int, end: int) -> list[In
     """The path through a loop that most k tiles take; None where the rule does not find one."""
     index = {instruction.address: n for n, instruction in enumerate(listing)}
     path, at = [], index[head]
+    # What is rare may stand in front of the loop, and then ends in a branch back into it.
+    before = listing[at - 1] if at > 0 else None
+    comes_back = (
+        before is not None
+        and not before.predicate
+        and (back := target_of(before)) is not None
+        and head < back <= end
+    )
     while at < len(listing) and listing[at].address <= end:
         instruction = listing[at]
         path.append(instruction)
@@ -149,10 +157,12 @@ def steady_state(listing: Sequence[Instruction], head: int, end: int) -> list[In
         within = head < target <= end
         # Some branches have their condition in front of the target instead of a predicate.
         conditional = bool(instruction.predicate) or "," in instruction.operands
-        if target <= instruction.address or not (within or conditional):
+        if conditional and (target > end or (target < head and comes_back)):
+            continue
+        if target <= instruction.address or not within:
             return None
         skipped = listing[at : index[target]]
-        if within and not (conditional and any(_HOT.match(i.opcode) for i in skipped)):
+        if not (conditional and any(_HOT.match(i.opcode) for i in skipped)):
             at = index[target]
     return None
 
