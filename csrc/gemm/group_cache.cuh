@@ -260,8 +260,10 @@ class GroupCache {
       convert<true, false>();
     }
     next_ += kPeriodGroups;
-    kept_.group += kPeriodGroups;
-    kept_.index += kPeriodGroups;
+    if constexpr (kKeeps) {
+      kept_.group += kPeriodGroups;
+      kept_.index += kPeriodGroups;
+    }
   }
 
   __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) & (kSlots - 1); }
