@@ -98,10 +98,12 @@ class QuantizedGemm {
         --group.group_shift;
       if constexpr (Mma::kGroups) {
         group.period =
-            group.groups == 1 ? 1 << 30 : (Mma::Groups::kPeriod << group.group_shift) / Shape::kK;
+            group.groups == 1 ? 1 << 30 : (Mma::kPeriodGroups << group.group_shift) / Shape::kK;
       }
 
-      quads = Mma::kGroups && in_quads(g);
+      group.packs = in_packs(g, Mma::kPackGroups);
+      quads = in_packs(g, 4) && is_aligned(g.b_sum.data, 4 * 4) &&
+              (!g.b_zero.present() || g.b_zero.dtype == DType::kInt8);
 
       epilogue.out = g.out;
       epilogue.rows = static_cast<int>(g.M);
@@ -263,15 +265,17 @@ class QuantizedGemm {
     else
       column_terms_of<4, uint16_t>(params, v, s, thread);
   }
-  // Whether arrays of groups can be read by four: int8 zero points, and all is aligned.
-  static bool in_quads(GemmArguments const& g) {
-    const auto aligned = [](const void* data, int bytes) {
-      return reinterpret_cast<uintptr_t>(data) % (4 * bytes) == 0;
+  // Whether arrays of groups can be read by `count`.
+  static bool in_packs(GemmArguments const& g, int count) {
+    if (!Mma::kGroups) return false;
+    const auto aligned = [&](Param const& array) {
+      return !array.present() || is_aligned(array.data, count * size_of(array.dtype));
     };
-    return g.groups() % 4 == 0 && aligned(g.b_sum.data, 4) &&
-           (!g.b_zero.present() || g.b_zero.dtype == DType::kInt8) && aligned(g.b_zero.data, 1) &&
-           (Mma::kMultiplier ? aligned(g.b_multiplier, 1)
-                             : aligned(g.b_scale.data, size_of(g.b_scale.dtype)));
+    return g.groups() % count == 0 && aligned(g.b_zero) &&
+           (Mma::kMultiplier ? is_aligned(g.b_multiplier, count) : aligned(g.b_scale));
+  }
+  static bool is_aligned(const void* data, int bytes) {
+    return reinterpret_cast<uintptr_t>(data) % bytes == 0;
   }
   // kCount neighbours.
   template <int kCount, typename T>

@@ -136,10 +136,13 @@ class Mainloop {
   using Result = ElementC[kOwnTiles][kMTiles][4];
 
   static constexpr int kMinGroup = min_group_of(kOp, Shape::kK, WarpShape::kM, WarpShape::kK);
-  using Groups =
-      GroupCache<kOp, kStaged, kSumsFractions, kDealt, Shape::kN, Shape::kK, kMinGroup,
-                 period_groups_of(kOp, Shape::kM, Shape::kK, WarpShape::kM, WarpShape::kK),
-                 kThreads>;
+  static constexpr int kPeriodGroups = period_groups_of(kOp, Shape::kM, Shape::kN, Shape::kK,
+                                                        WarpShape::kM, WarpShape::kK, kThreads);
+  // Groups of a column that are read at once.
+  static constexpr int kPackGroups =
+      pack_groups_of(kOp, Shape::kM, Shape::kN, Shape::kK, WarpShape::kM, WarpShape::kK, kThreads);
+  using Groups = GroupCache<kOp, kStaged, kSumsFractions, kDealt, Shape::kN, Shape::kK, kMinGroup,
+                            kPeriodGroups, kPackGroups, kThreads>;
 
   struct PackedStages {
     alignas(128) uint8_t a[kStages][TileA::kBytes];
@@ -154,11 +157,18 @@ class Mainloop {
   struct Exchange {
     alignas(128) int4 sum[kSlices][WarpCount::kM * WarpCount::kN][kNTiles][kMTiles][32];
   };
+  // What copies have to know of a segment.
+  struct alignas(16) Extent {
+    int tile_m, tile_n, k_begin, k_end;
+    __device__ static Extent of(const Segment& s) {
+      return {s.tile_m, s.tile_n, s.k_begin, s.k_end};
+    }
+  };
   struct PlainStorage {
     // The segments that copies go on to, written by one thread a segment ahead, each where its
     // number modulo 4 says. Working them out takes divisions and registers that are short where the
     // copies are. With kStaged the copies of B may be two segments ahead of those of A.
-    Segment upcoming[4];
+    Extent upcoming[4];
     union {
       Stages stages;
       cutlass::platform::conditional_t<kExchanges, Exchange, Stages> exchange;
@@ -270,15 +280,15 @@ class Mainloop {
   __device__ __forceinline__ void prologue(const Segment& segment, int index) {
     if constexpr (kEarlyGroups) fetch_first_groups(segment);
     if (kRunsOn && index > 0) return;
-    open(segment, index);
+    open(Extent::of(segment), index);
     const auto open_b_next = [&] {
       Segment next;
       if (kStaged && load_left_ == 1 && schedule_.segment(blockIdx.x, load_segment_ + 1, &next))
-        open_b(next);
+        open_b(Extent::of(next));
     };
     if constexpr (kStaged) {
-      if (threadIdx.x == 0) announce(index + 1);
-      open_b(segment);
+      announce(index + 1);
+      open_b(Extent::of(segment));
       loader_b_.load(stage_b(stage_), operands_.ldb);
       open_b_next();
     }
@@ -289,7 +299,7 @@ class Mainloop {
       // Short segments leave stages for the next ones.
       Segment next;
       if (kRunsOn && load_left_ == 0 && schedule_.segment(blockIdx.x, load_segment_ + 1, &next)) {
-        open(next, load_segment_ + 1);
+        open(Extent::of(next), load_segment_ + 1);
       }
       open_b_next();
     }
@@ -339,21 +349,26 @@ class Mainloop {
   }
   __device__ __forceinline__ uint32_t shared_w0() const { return stage_b(kStages); }
 
+  // All threads work it out: were that one thread's branch, the compiler would take warps to part
+  // in the loop over k tiles, and keep what they share in registers of each lane (9.0).
   __device__ __forceinline__ void announce(int index) {
-    Segment& s = shared_.upcoming[index % 4];
+    Segment s;
     if (!schedule_.segment(blockIdx.x, index, &s)) s.k_end = 0;
+    const uint32_t words[4] = {static_cast<uint32_t>(s.tile_m), static_cast<uint32_t>(s.tile_n),
+                               static_cast<uint32_t>(s.k_begin), static_cast<uint32_t>(s.k_end)};
+    store_shared_128_if(threadIdx.x == 0, shared_address(&shared_.upcoming[index % 4]), words);
   }
 
-  __device__ __forceinline__ void open(const Segment& s, int index) {
+  __device__ __forceinline__ void open(const Extent& s, int index) {
     load_segment_ = index;
-    if (kRunsOn && threadIdx.x == 0) announce(index + (kStaged ? 2 : 1));
+    if (kRunsOn) announce(index + (kStaged ? 2 : 1));
     load_left_ = (s.k_end - s.k_begin + Shape::kK - 1) / Shape::kK;
     const int row = s.tile_m * Shape::kM;
     loader_a_.start(operands_.a + row * operands_.lda, operands_.lda, operands_.rows - row,
                     s.k_begin * a_bits(kOp) / 8, s.k_end * a_bits(kOp) / 8);
     if constexpr (!kStaged) open_b(s);
   }
-  __device__ __forceinline__ void open_b(const Segment& s) {
+  __device__ __forceinline__ void open_b(const Extent& s) {
     const int column = s.tile_n * Shape::kN;
     loader_b_.start(operands_.b + column * operands_.ldb, operands_.ldb, operands_.columns - column,
                     s.k_begin * b_bits(kOp) / 8, s.k_end * b_bits(kOp) / 8);
@@ -363,11 +378,11 @@ class Mainloop {
   // announced.
   __device__ __forceinline__ void open_next() {
     if (!kStaged || load_left_ == 0) {
-      const Segment& next = shared_.upcoming[(load_segment_ + 1) % 4];
+      const Extent next = shared_.upcoming[(load_segment_ + 1) % 4];
       if (next.k_end > 0) open(next, load_segment_ + 1);
     }
     if (kStaged && load_left_ == 1) {
-      const Segment& next = shared_.upcoming[(load_segment_ + 1) % 4];
+      const Extent next = shared_.upcoming[(load_segment_ + 1) % 4];
       if (next.k_end > 0) open_b(next);
     }
   }
@@ -566,7 +581,7 @@ class Mainloop {
     if constexpr (leaves_out(Part::kUnpacking)) {
       b[0] = b[1] = x;
     } else if constexpr (kMultiplier) {
-      const uint32_t m = u.c[j] & 0xFF, c = (u.c[j] >> 8) * 0x01010101u;
+      const uint32_t m = u.c[j] & 0xFF, c = __byte_perm(u.c[j], 0, 0x1111);
       uint32_t v[2];
       offset_nibbles(v, x);
       b[0] = (v[0] * m + c) ^ 0x80808080u;
@@ -708,12 +723,21 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     b_zero = load_int(group_.b_zero, group_.b_zero_dtype, n * group_.b_zero_stride);
   }
 
-  // Since the last segment's groups were read a barrier has passed.
+  // Since the last segment's groups were read a barrier has passed. The next are put in place a
+  // period at a time between two k tiles: slower warps are through with what stood there, and one
+  // more barrier comes before they are read. With kStaged they are read a tile sooner.
   [[maybe_unused]] auto& groups = groups_;
+  [[maybe_unused]] int until_groups = 0;
   if constexpr (kGroups) {
     if constexpr (!kEarlyGroups) fetch_first_groups(segment);
     groups.commit();
     groups.fetch();
+    until_groups = group_.period - groups.skipped(segment.k_begin) / Shape::kK - (kStaged ? 2 : 1);
+    if (kStaged && until_groups < 0) {
+      groups.commit();
+      groups.fetch();
+      until_groups += group_.period;
+    }
   }
   copy_async_wait<kStages - 2>();
   if constexpr (kRowSums) {
@@ -814,11 +838,6 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     copy_async_wait<kStages - 2>();
     __syncthreads();
   };
-  // A period's groups are put in place between two tiles: slower warps are through with what stood
-  // there, and one more barrier comes before they are read. With kStaged they are read a tile
-  // sooner.
-  [[maybe_unused]] int until_groups = 0;
-  if constexpr (kGroups) until_groups = group_.period - (kStaged ? 2 : 1);
 #pragma unroll 1
   for (int left = tiles; left > 0;) {
     if constexpr (kGroups) {

@@ -81,6 +81,16 @@ __device__ __forceinline__ void store_shared_128(uint32_t address, const uint32_
                : "memory");
 }
 
+// The same where `really`, without a branch.
+__device__ __forceinline__ void store_shared_128_if(bool really, uint32_t address,
+                                                    const uint32_t (&x)[4]) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %5, 0;\n"
+      "@p st.shared.v4.b32 [%0], {%1,%2,%3,%4};}\n" ::"r"(address),
+      "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(static_cast<int>(really))
+      : "memory");
+}
+
 // 16 bytes to shared memory, zeros where `valid` is false (nothing is read then).
 __device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),

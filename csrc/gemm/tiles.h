@@ -34,13 +34,33 @@ constexpr int min_group_of(GemmOp op, int k, int wm, int wk) {
   return k > 128 || wm > 64 || (op == GemmOp::kW4A16 && wm == 64 && wk > 32) ? 64 : 32;
 }
 
-// Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
-// go through k so fast that less would not cover the latency of device memory; the highest have no
-// registers for more.
-constexpr int period_groups_of(GemmOp op, int m, int k, int wm, int wk) {
-  const int least = m > 64 ? 2 : m == 64 ? 4 : 8;
+constexpr int floor_power_of_two(int n) { return n < 2 ? n : 2 * floor_power_of_two(n / 2); }
+constexpr int ceil_power_of_two(int n) { return n < 2 ? n : 2 * ceil_power_of_two((n + 1) / 2); }
+
+// Neighbouring groups of a column that a thread reads at once, at most: as many as there are
+// registers for.
+constexpr int most_groups_of(GemmOp op, int m, int wm) {
+  if (op != GemmOp::kW4A16 || wm <= 32) return 4;
+  return is_swapped(op, m) && wm >= 64 ? 1 : 2;
+}
+
+// Groups whose scales and zero points are put in place at once (see GroupCache): two k tiles' worth
+// at least. Low tiles go through k so fast that less would not cover the latency of device memory.
+// More, where threads read fewer at once than they could.
+constexpr int period_groups_of(GemmOp op, int m, int n, int k, int wm, int wk, int threads) {
   const int two_tiles = 2 * k / min_group_of(op, k, wm, wk);
-  return two_tiles > least ? two_tiles : least;
+  const int least = m > 64 ? 2 : m == 64 ? 4 : 8, most = m > 64 ? 4 : m > 32 ? 8 : 16;
+  const int full = floor_power_of_two(most_groups_of(op, m, wm) * threads / n);
+  const int wanted = full > most ? most : full > least ? full : least;
+  return two_tiles > wanted ? two_tiles : wanted;
+}
+
+// Groups of a column that a thread does read at once: as many as leave work for all threads.
+constexpr int pack_groups_of(GemmOp op, int m, int n, int k, int wm, int wk, int threads) {
+  const int most = most_groups_of(op, m, wm);
+  const int share = ceil_power_of_two(
+      (period_groups_of(op, m, n, k, wm, wk, threads) * n + threads - 1) / threads);
+  return share > most ? most : share;
 }
 
 // What GroupCache keeps of a group and column: arrays, and words in each.
@@ -65,9 +85,9 @@ constexpr int stages_bytes_of(GemmOp op, int m, int n, int k, int wk, int stages
 }
 
 // Groups of this period of k and the next, four words of padding each.
-constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wk) {
+constexpr int group_bytes_of(GemmOp op, int m, int n, int k, int wm, int wn, int wk) {
   if (!is_grouped(op)) return 0;
-  const int slots = 2 * period_groups_of(op, m, k, wm, wk);
+  const int slots = 2 * period_groups_of(op, m, n, k, wm, wk, threads_of(m, n, k, wm, wn, wk));
   const int words = group_arrays_of(op) * group_words_of(is_staged(op, m));
   return align_128(words * slots * (n + 4) * 4);
 }
@@ -79,10 +99,9 @@ constexpr int vector_bytes_of(GemmOp op, int m, int n) {
 }
 
 // The segments that copies go on to first.
-constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int /*wn*/, int wk,
-                            int stages) {
+constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int wn, int wk, int stages) {
   return align_128(128 + stages_bytes_of(op, m, n, k, wk, stages) +
-                   group_bytes_of(op, m, n, k, wm, wk) + vector_bytes_of(op, m, n));
+                   group_bytes_of(op, m, n, k, wm, wn, wk) + vector_bytes_of(op, m, n));
 }
 
 // Blocks that a multiprocessor of architecture `arch` is to run at once, which bounds registers:

@@ -252,6 +252,22 @@ int run(bool quick) {
       }
     }
   }
+  // Many groups, which are put in place as the products go on: a number that threads can read by
+  // four, by two, and one at a time.
+  for (int i = 0; i < gemm_tile_count() && !quick; ++i) {
+    const GemmTile& t = gemm_tile(i);
+    if (!is_grouped(t.op)) continue;
+    for (int64_t groups : {36, 34, 33}) {
+      for (int64_t group : {64, 128}) {
+        for (int split_k : {1, 3, kStreamK}) {
+          for (bool zeros : {false, true}) {
+            check_row(i, split_k, {17, t.n + 5, groups * group, group, zeros, zeros, false}, info,
+                      random);
+          }
+        }
+      }
+    }
+  }
   // Blocks with several tiles, each shorter than the stages are deep: copies run segments ahead.
   for (int i = 0; i < gemm_tile_count(); ++i) {
     const GemmTile& t = gemm_tile(i);
