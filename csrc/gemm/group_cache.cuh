@@ -2,11 +2,11 @@
 // What a grouped product needs of its [N, G] scales, multipliers and zero points, in shared memory
 // in the form in which the mainloop uses it.
 //
-// Those arrays come in many dtypes and a tile needs a narrow column of them. So up to four
-// neighbouring groups of a column, a pack, are read at once and converted by one thread, a period
-// of groups at a time and ahead of their use: between the loads and the conversion lies a period,
-// whose products hide their latency. Slot g % kSlots holds group g: the groups of one period are
-// read while those of the next are written.
+// Those arrays come in many dtypes and a tile needs a narrow column of them. So each group of each
+// column is read and converted by one thread, a period of groups at a time and ahead of their use:
+// between the loads and the conversion lies a period, whose products hide their latency.
+// Multipliers are read a pack of neighbouring groups at a time; scales are no faster so. Slot g %
+// kSlots holds group g: the groups of one period are read while those of the next are written.
 #pragma once
 
 #include "common/load_param.cuh"
@@ -30,7 +30,7 @@ struct GroupParams {
   int group_shift = 31;  // k >> group_shift is k's group
   int groups = 1;
   int period = 0;  // k tiles between two periods of groups, see GroupCache
-  int packs = 0;  // whether every array can be read a pack at a time
+  int packs = 0;  // kW4A8Multiplier: whether arrays can be read a pack at a time
 };
 
 __device__ __forceinline__ uint32_t bf16_bits(float x) {
@@ -53,7 +53,8 @@ class GroupCache {
   static constexpr int kSlots = 2 * kPeriodGroups;
   static_assert((kPeriodGroups & (kPeriodGroups - 1)) == 0 && kPeriodGroups % kPack == 0 &&
                 kPeriodGroups * kMinGroup >= 2 * kTileK);
-  // Threads of a warp write neighbouring packs of the same columns: to other banks so.
+  // Threads of a warp write neighbouring groups of the same columns: four banks from one to the
+  // next.
   static constexpr int kPitch = kColumns + 4;
   // With kWeightScale a column has two words in an array, which the mainloop reads together.
   static constexpr int kWords = group_words_of(kWeightScale);
@@ -64,8 +65,9 @@ class GroupCache {
     alignas(16) Array array[kArrays];
   };
 
-  // array[kUnpack]: for unpacking. kMultiplier: m | c << 8, kW4A8Group with zero points: c in every
-  //   byte, kWeightScale: the pair (-c0, -c0) and the upper half of the scale, a pair of bfloat16.
+  // array[kUnpack]: for unpacking. kW4A8Multiplier: m | c << 8, kW4A8Group with zero points: c in
+  //   every byte, kWeightScale: the pair (-c0, -c0) and the upper half of the scale, a pair of
+  //   bfloat16.
   // array[kScale]: kW4A8Group, kW4A16: the scale as float32. With fractional zero points, but for
   //   kSums, the two bfloat16 that add up to it, the larger one in the lower half.
   // array[kRest]: kW4A16: the pair (-c0, -c0). With fractional zero points, in its upper half,
@@ -75,6 +77,7 @@ class GroupCache {
 
  private:
   static constexpr bool kMultiplier = kOp == GemmOp::kW4A8Multiplier;
+  static_assert(kPack == 1 || kMultiplier, "a word for each item: a pack of bytes, or an element");
   // A thread's items: a pack of a period in columns that lie kStep apart. Neighbouring threads have
   // neighbouring packs, so that a load touches few lines.
   static constexpr int kStep = kThreads / kPacks;
@@ -88,23 +91,23 @@ class GroupCache {
   struct Item {
     int place;      // in a slot
     int left;       // columns from it on
-    int group;      // the first of the pack that is fetched next, or is and was not put in place
-    int64_t index;  // of that, in [N, G]
+    int group;      // the first that is fetched next, or is and was not put in place yet
+    int64_t index;  // in [N, G]
   };
-  // Words that a pack takes: of bytes only, or of up to 32 bits an element.
-  static constexpr int kLoaded = kMultiplier ? 1 : kPack;
-  using Loaded = uint32_t[kItems][kLoaded];
+  // Whether it is kept from period to period, or worked out again: multipliers' highest tile has no
+  // registers for it.
+  static constexpr bool kKeeps = !kMultiplier;
 
   const GroupParams& p_;
   Storage& s_;
   int columns_;  // of the whole matrix
   int column_begin_ = 0;
   int next_ = 0;  // the first group that was not put in place yet
-  Loaded scale_, zero_;
+  Item kept_;
+  uint32_t scale_[kItems], zero_[kItems];
   uint32_t bad_ = 0;  // kMultiplier: a bit for each item whose column has weights that left int8
 
-  // Worked out each time: that takes less than the registers to keep it in would.
-  __device__ __forceinline__ Item first() const {
+  __device__ __forceinline__ Item work_out() const {
     Item item;
     item.place = static_cast<int>(threadIdx.x / kPacks);
     item.group = next_ + static_cast<int>(threadIdx.x % kPacks) * kPack;
@@ -113,6 +116,7 @@ class GroupCache {
     item.index = static_cast<int64_t>(column) * p_.groups + item.group;
     return item;
   }
+  __device__ __forceinline__ Item first() const { return kKeeps ? kept_ : work_out(); }
 
   // f(i, column, place), both counted from the first item's.
   template <typename Visit>
@@ -127,47 +131,31 @@ class GroupCache {
   // Offsets of 32 bits within the columns of a tile: their scales are fewer than 2^31. What lies
   // beyond the last column or group, and is not used, is read from there, without a branch.
   template <typename T>
-  __device__ __forceinline__ void load(Loaded& to, const void* array) const {
+  __device__ __forceinline__ void load(uint32_t (&to)[kItems], const void* array) const {
     const Item item = first();
-    const T* const from = static_cast<const T*>(array) + item.index;
-    const auto column_at = [&](int column) { return min(column, item.left - 1) * p_.groups; };
+    const T* from = static_cast<const T*>(array) + item.index;
+    const auto below = [&](int column) { return min(column, item.left - 1) * p_.groups; };
     if (kPack == 1 || p_.packs) {
-      const T* const pack = from + min(p_.groups - kPack - item.group, 0);
-      for_items(item.place, [&](int i, int column, int) {
-        load_bytes<kPack * sizeof(T)>(to[i], pack + column_at(column));
-      });
+      from += min(p_.groups - kPack - item.group, 0);
+      for_items(item.place,
+                [&](int i, int column, int) { to[i] = load_pack(from + below(column)); });
     } else {
       for_items(item.place, [&](int i, int column, int) {
-        uint32_t one[kPack];
+        to[i] = 0;
 #pragma unroll
         for (int e = 0; e < kPack; ++e)
-          one[e] = __ldg(from + column_at(column) + min(e, p_.groups - 1 - item.group));
-        if constexpr (kMultiplier) to[i][0] = 0;
-#pragma unroll
-        for (int e = 0; e < kPack; ++e) {
-          if constexpr (kMultiplier)
-            to[i][0] |= one[e] << (8 * e);
-          else
-            to[i][e] = one[e];
-        }
+          to[i] |= __ldg(from + below(column) + min(e, p_.groups - 1 - item.group)) << (8 * e);
       });
     }
   }
-  template <int kBytes>
-  __device__ __forceinline__ static void load_bytes(uint32_t (&to)[kLoaded], const void* from) {
-    if constexpr (kBytes == 1) {
-      to[0] = __ldg(static_cast<const unsigned char*>(from));
-    } else if constexpr (kBytes == 2) {
-      to[0] = __ldg(static_cast<const unsigned short*>(from));
-    } else if constexpr (kBytes == 4) {
-      to[0] = __ldg(static_cast<const unsigned int*>(from));
-    } else if constexpr (kBytes == 8) {
-      const uint2 x = __ldg(static_cast<const uint2*>(from));
-      to[0] = x.x, to[1] = x.y;
-    } else {
-      const uint4 x = __ldg(static_cast<const uint4*>(from));
-      to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
-    }
+  template <typename T>
+  __device__ __forceinline__ static uint32_t load_pack(const T* from) {
+    if constexpr (kPack * sizeof(T) == 1)
+      return __ldg(reinterpret_cast<const unsigned char*>(from));
+    else if constexpr (kPack * sizeof(T) == 2)
+      return __ldg(reinterpret_cast<const unsigned short*>(from));
+    else
+      return __ldg(reinterpret_cast<const unsigned int*>(from));
   }
   // Which dtypes there are, so that no branch is built for the others.
   __device__ __forceinline__ void load_scales() {
@@ -180,9 +168,7 @@ class GroupCache {
     }
   }
   __device__ __forceinline__ void load_zeros() {
-    if constexpr (kMultiplier) {
-      load<unsigned char>(zero_, p_.b_zero);
-    } else if (p_.b_zero_dtype == DType::kInt8) {
+    if (kMultiplier || p_.b_zero_dtype == DType::kInt8) {
       load<unsigned char>(zero_, p_.b_zero);
     } else if (kOp == GemmOp::kW4A16 && p_.b_zero_dtype == DType::kBFloat16) {
       load<unsigned short>(zero_, p_.b_zero);
@@ -191,48 +177,17 @@ class GroupCache {
     }
   }
 
-  // Elements of what was loaded.
+  __device__ __forceinline__ float scale_of(uint32_t x) const {
+    const float half = __half2float(__ushort_as_half(static_cast<unsigned short>(x)));
+    const float other = __uint_as_float(p_.b_scale_dtype == DType::kFloat32 ? x : x << 16);
+    return p_.b_scale_dtype == DType::kFloat16 ? half : other;
+  }
+  // Byte number e.
   __device__ __forceinline__ static int signed_byte(uint32_t x, int e) {
     return static_cast<int>(x << (24 - 8 * e)) >> 24;
   }
-  __device__ __forceinline__ uint32_t half_of(const uint32_t (&x)[kLoaded], int e) const {
-    const uint32_t pair = x[e / 2];
-    return kPack == 1 || p_.packs ? (e % 2 ? pair >> 16 : pair & 0xFFFF) : x[e];
-  }
-  __device__ __forceinline__ void scales_of(float (&to)[kPack],
-                                            const uint32_t (&x)[kLoaded]) const {
-    if (p_.b_scale_dtype == DType::kFloat32) {
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) to[e] = __uint_as_float(x[e]);
-    } else if (p_.b_scale_dtype == DType::kBFloat16) {
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) to[e] = __uint_as_float(half_of(x, e) << 16);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kPack; ++e)
-        to[e] = __half2float(__ushort_as_half(static_cast<unsigned short>(half_of(x, e))));
-    }
-  }
-  __device__ __forceinline__ void integers_of(int (&to)[kPack],
-                                              const uint32_t (&x)[kLoaded]) const {
-    if (p_.b_zero_dtype == DType::kInt8) {
-#pragma unroll
-      for (int e = 0; e < kPack; ++e)
-        to[e] = kPack == 1 || p_.packs ? signed_byte(x[0], e) : signed_byte(x[e], 0);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) to[e] = static_cast<int>(x[e]);
-    }
-  }
-  __device__ __forceinline__ void fractions_of(float (&to)[kPack],
-                                               const uint32_t (&x)[kLoaded]) const {
-    if (p_.b_zero_dtype == DType::kBFloat16) {
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) to[e] = __uint_as_float(half_of(x, e) << 16);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) to[e] = __uint_as_float(x[e]);
-    }
+  __device__ __forceinline__ int integer_of(uint32_t x) const {
+    return p_.b_zero_dtype == DType::kInt8 ? signed_byte(x, 0) : static_cast<int>(x);
   }
 
   // kZeros: there are zero points. kFractional: they are floats (kW4A16).
@@ -241,23 +196,49 @@ class GroupCache {
     const Item item = first();
     const int slot = item.group & (kSlots - 1);
     for_items(item.place, [&](int i, int, int step) {
-      const auto word = [&](int which, int e) -> uint32_t& {
+      const auto word = [&](int which, int e = 0) -> uint32_t& {
         return s_.array[which][slot + e][(item.place + step) * kWords];
       };
-      if constexpr (kMultiplier) {
+      if constexpr (kOp == GemmOp::kW4A16) {
+        // w = (v - c0) - c1 with v = 136 + q: c0 an integer that bfloat16 holds, so that the first
+        // difference is exact; c1 the rest of a fractional zero point. An integer zero point for
+        // which bfloat16 does not hold c0 makes its column NaN, in every row of the table.
+        float c0 = 136.f, c1 = 0.f;
+        if constexpr (kFractional) {
+          const float z =
+              __uint_as_float(p_.b_zero_dtype == DType::kBFloat16 ? zero_[i] << 16 : zero_[i]);
+          c0 = fminf(fmaxf(rintf(136.f + z), -256.f), 256.f);
+          c1 = z - (c0 - 136.f);
+        } else if constexpr (kZeros) {
+          c0 = __int2float_rn(136 + integer_of(zero_[i]));
+          if (__bfloat162float(__float2bfloat16_rn(c0)) != c0) c0 = __int_as_float(0x7FC00000);
+        }
+        const float x = scale_of(scale_[i]);
+        const float upper = __bfloat162float(__float2bfloat16_rn(x));
+        if constexpr (kWeightScale) {
+          reinterpret_cast<uint2&>(word(kUnpack)) = make_uint2(bf16_pair(-c0), bf16_pair(upper));
+          reinterpret_cast<uint2&>(word(kRest)) =
+              make_uint2(bf16_pair(x - upper), bf16_pair(-c1 * x));
+        } else {
+          constexpr bool kPair = kFractional && !kSums;
+          word(kScale) = kPair ? bf16_bits(upper) | bf16_bits(x - upper) << 16 : __float_as_uint(x);
+          word(kRest) = kFractional ? bf16_bits(-c0) | bf16_bits(kPair ? -c1 * x : -c1) << 16
+                                    : bf16_pair(-c0);
+        }
+      } else if constexpr (kMultiplier) {
         // w = m * (q - zero) as the unsigned byte m * (q + 8) + c, c = 128 - m * (8 + zero), less
         // 128. Where some q of -8..7 would leave int8 the outputs become NaN.
-        const uint32_t m = scale_[i][0];
-        // Some byte above 15, or 0.
-        constexpr uint32_t kBytes = 0xFFFFFFFFu >> (32 - 8 * kPack);
-        bool bad = ((m & 0xF0F0F0F0u) | (~(m + 0x7F7F7F7Fu) & 0x80808080u & kBytes)) != 0;
-        uint32_t c = 0x80808080u - 8 * m;
+        const uint32_t m = scale_[i];
+        // Some byte of the pack above 15, or 0.
+        constexpr uint32_t kEach = 0x01010101u >> (32 - 8 * kPack);
+        bool bad = ((m & 0xF0 * kEach) | (~(m + 0x7F * kEach) & 0x80 * kEach)) != 0;
+        uint32_t c = 0x80 * kEach - 8 * m;
         if constexpr (kZeros) {
           c = 0;
 #pragma unroll
           for (int e = 0; e < kPack; ++e) {
             const int factor = static_cast<int>(m >> (8 * e) & 0xFF);
-            const int offset = 128 - factor * (8 + signed_byte(zero_[i][0], e));
+            const int offset = 128 - factor * (8 + signed_byte(zero_[i], e));
             bad = bad | static_cast<unsigned>(offset) > 255 | 15 * factor + offset > 255;
             c |= static_cast<uint32_t>(offset & 0xFF) << (8 * e);
           }
@@ -267,70 +248,17 @@ class GroupCache {
           word(kUnpack, e) = __byte_perm(m, c, 0x0040 + 0x0011 * e) & 0xFFFF;
         if (bad) bad_ |= 1u << i;
       } else {
-        float x[kPack];
-        scales_of(x, scale_[i]);
-        if constexpr (kOp == GemmOp::kW4A16) {
-          // w = (v - c0) - c1 with v = 136 + q: c0 an integer that bfloat16 holds, so that the
-          // first difference is exact; c1 the rest of a fractional zero point. An integer zero
-          // point for which bfloat16 does not hold c0 makes its column NaN, in every row of the
-          // table.
-          float c0[kPack], c1[kPack] = {};
-#pragma unroll
-          for (int e = 0; e < kPack; ++e) c0[e] = 136.f;
-          if constexpr (kFractional) {
-            fractions_of(c1, zero_[i]);
-#pragma unroll
-            for (int e = 0; e < kPack; ++e) {
-              const float z = c1[e];
-              c0[e] = fminf(fmaxf(rintf(136.f + z), -256.f), 256.f);
-              c1[e] = z - (c0[e] - 136.f);
-            }
-          } else if constexpr (kZeros) {
-            int z[kPack];
-            integers_of(z, zero_[i]);
-#pragma unroll
-            for (int e = 0; e < kPack; ++e) {
-              c0[e] = __int2float_rn(136 + z[e]);
-              if (__bfloat162float(__float2bfloat16_rn(c0[e])) != c0[e])
-                c0[e] = __int_as_float(0x7FC00000);
-            }
-          }
-#pragma unroll
-          for (int e = 0; e < kPack; ++e) {
-            const float upper = __bfloat162float(__float2bfloat16_rn(x[e]));
-            if constexpr (kWeightScale) {
-              reinterpret_cast<uint2&>(word(kUnpack, e)) =
-                  make_uint2(bf16_pair(-c0[e]), bf16_pair(upper));
-              reinterpret_cast<uint2&>(word(kRest, e)) =
-                  make_uint2(bf16_pair(x[e] - upper), bf16_pair(-c1[e] * x[e]));
-            } else {
-              constexpr bool kPair = kFractional && !kSums;
-              word(kScale, e) =
-                  kPair ? bf16_bits(upper) | bf16_bits(x[e] - upper) << 16 : __float_as_uint(x[e]);
-              word(kRest, e) =
-                  kFractional ? bf16_bits(-c0[e]) | bf16_bits(kPair ? -c1[e] * x[e] : -c1[e]) << 16
-                              : bf16_pair(-c0[e]);
-            }
-          }
+        float x = scale_of(scale_[i]);
+        if constexpr (kZeros) {
+          // w = q - zero as the unsigned byte (q + 8) + c, c = 120 - zero, less 128. Where w would
+          // leave int8 the column becomes NaN.
+          const int c = 120 - integer_of(zero_[i]);
+          if (static_cast<unsigned>(c) > 240) x = __int_as_float(0x7FC00000);
+          word(kUnpack) = (c & 0xFF) * 0x01010101u;
         } else {
-          if constexpr (kZeros) {
-            // w = q - zero as the unsigned byte (q + 8) + c, c = 120 - zero, less 128. Where w
-            // would leave int8 the column becomes NaN.
-            int z[kPack];
-            integers_of(z, zero_[i]);
-#pragma unroll
-            for (int e = 0; e < kPack; ++e) {
-              const int c = 120 - z[e];
-              if (static_cast<unsigned>(c) > 240) x[e] = __int_as_float(0x7FC00000);
-              word(kUnpack, e) = (c & 0xFF) * 0x01010101u;
-            }
-          }
-#pragma unroll
-          for (int e = 0; e < kPack; ++e) {
-            // Without zero points the sums hold 16 * q.
-            word(kScale, e) = __float_as_uint(kZeros ? x[e] : x[e] * 0.0625f);
-          }
+          x *= 0.0625f;  // the sums hold 16 * q
         }
+        word(kScale) = __float_as_uint(x);
       }
     });
   }
@@ -344,6 +272,7 @@ class GroupCache {
     column_begin_ = column_begin;
     next_ = (k >> p_.group_shift) & -kPack;
     bad_ = 0;
+    if constexpr (kKeeps) kept_ = work_out();
   }
   // How much of the first period lies in front of a segment that begins at k.
   __device__ __forceinline__ int skipped(int k) const {
@@ -368,6 +297,10 @@ class GroupCache {
       convert<true, false>();
     }
     next_ += kPeriodGroups;
+    if constexpr (kKeeps) {
+      kept_.group += kPeriodGroups;
+      kept_.index += kPeriodGroups;
+    }
   }
 
   __device__ __forceinline__ int slot(int k) const { return (k >> p_.group_shift) & (kSlots - 1); }

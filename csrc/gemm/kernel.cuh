@@ -101,8 +101,8 @@ class QuantizedGemm {
             group.groups == 1 ? 1 << 30 : (Mma::kPeriodGroups << group.group_shift) / Shape::kK;
       }
 
-      group.packs = in_packs(g, Mma::kPackGroups);
-      quads = in_packs(g, 4) && is_aligned(g.b_sum.data, 4 * 4) &&
+      group.packs = Mma::kMultiplier && in_packs(g, Mma::kPackGroups);
+      quads = Mma::kGroups && in_packs(g, 4) && is_aligned(g.b_sum.data, 4 * sizeof(int)) &&
               (!g.b_zero.present() || g.b_zero.dtype == DType::kInt8);
 
       epilogue.out = g.out;
@@ -267,7 +267,6 @@ class QuantizedGemm {
   }
   // Whether arrays of groups can be read by `count`.
   static bool in_packs(GemmArguments const& g, int count) {
-    if (!Mma::kGroups) return false;
     const auto aligned = [&](Param const& array) {
       return !array.present() || is_aligned(array.data, count * size_of(array.dtype));
     };

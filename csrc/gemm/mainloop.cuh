@@ -138,7 +138,6 @@ class Mainloop {
   static constexpr int kMinGroup = min_group_of(kOp, Shape::kK, WarpShape::kM, WarpShape::kK);
   static constexpr int kPeriodGroups = period_groups_of(kOp, Shape::kM, Shape::kN, Shape::kK,
                                                         WarpShape::kM, WarpShape::kK, kThreads);
-  // Groups of a column that are read at once.
   static constexpr int kPackGroups =
       pack_groups_of(kOp, Shape::kM, Shape::kN, Shape::kK, WarpShape::kM, WarpShape::kK, kThreads);
   using Groups = GroupCache<kOp, kStaged, kSumsFractions, kDealt, Shape::kN, Shape::kK, kMinGroup,
@@ -723,21 +722,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     b_zero = load_int(group_.b_zero, group_.b_zero_dtype, n * group_.b_zero_stride);
   }
 
-  // Since the last segment's groups were read a barrier has passed. The next are put in place a
-  // period at a time between two k tiles: slower warps are through with what stood there, and one
-  // more barrier comes before they are read. With kStaged they are read a tile sooner.
+  // Since the last segment's groups were read a barrier has passed.
   [[maybe_unused]] auto& groups = groups_;
-  [[maybe_unused]] int until_groups = 0;
   if constexpr (kGroups) {
     if constexpr (!kEarlyGroups) fetch_first_groups(segment);
     groups.commit();
     groups.fetch();
-    until_groups = group_.period - groups.skipped(segment.k_begin) / Shape::kK - (kStaged ? 2 : 1);
-    if (kStaged && until_groups < 0) {
-      groups.commit();
-      groups.fetch();
-      until_groups += group_.period;
-    }
   }
   copy_async_wait<kStages - 2>();
   if constexpr (kRowSums) {
@@ -838,6 +828,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     copy_async_wait<kStages - 2>();
     __syncthreads();
   };
+  // A period's groups are put in place between two tiles: slower warps are through with what stood
+  // there, and one more barrier comes before they are read. With kStaged they are read a tile
+  // sooner.
+  [[maybe_unused]] int until_groups = 0;
+  if constexpr (kGroups)
+    until_groups = group_.period - groups.skipped(segment.k_begin) / Shape::kK - (kStaged ? 2 : 1);
 #pragma unroll 1
   for (int left = tiles; left > 0;) {
     if constexpr (kGroups) {

@@ -96,6 +96,14 @@ __device__ __forceinline__ void copy_async_16(uint32_t shared, const void* globa
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
                "l"(global), "r"(valid ? 16 : 0));
 }
+// The same where `really`, without a branch.
+__device__ __forceinline__ void copy_async_16_if(bool really, uint32_t shared, const void* global,
+                                                 bool valid) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %3, 0;\n"
+      "@p cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;}\n" ::"r"(shared),
+      "l"(global), "r"(valid ? 16 : 0), "r"(static_cast<int>(really)));
+}
 __device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(shared), "l"(global));
 }

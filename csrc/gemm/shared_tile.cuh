@@ -97,9 +97,11 @@ class TileLoader {
     const uint32_t to = shared + (shared_ ^ swizzle<Tile>(down) * 16) + down * Tile::kRowBytes;
     // A copy that is not valid writes zeros and reads nothing, wherever the pointer points.
     const int rows = k_left_ > j * kColumns * 16 ? rows_ : 0;
-    if (has_row(i))
-      copy_async_16(to + j * kColumns * 16, pointer_ + i * (kRowStep * ld) + j * kColumns * 16,
-                    i * kRowStep < rows);
+    const char* const from = pointer_ + i * (kRowStep * ld) + j * kColumns * 16;
+    if constexpr (kRowsOfThread * kRowStep == Tile::kRows)
+      copy_async_16(to + j * kColumns * 16, from, i * kRowStep < rows);
+    else
+      copy_async_16_if(has_row(i), to + j * kColumns * 16, from, i * kRowStep < rows);
   }
   // Goes on to the next tile.
   __device__ __forceinline__ void advance() {

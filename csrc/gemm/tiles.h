@@ -35,32 +35,27 @@ constexpr int min_group_of(GemmOp op, int k, int wm, int wk) {
 }
 
 constexpr int floor_power_of_two(int n) { return n < 2 ? n : 2 * floor_power_of_two(n / 2); }
-constexpr int ceil_power_of_two(int n) { return n < 2 ? n : 2 * ceil_power_of_two((n + 1) / 2); }
 
-// Neighbouring groups of a column that a thread reads at once, at most: as many as there are
-// registers for.
-constexpr int most_groups_of(GemmOp op, int m, int wm) {
-  if (op != GemmOp::kW4A16 || wm <= 32) return 4;
-  return is_swapped(op, m) && wm >= 64 ? 1 : 2;
-}
-
-// Groups whose scales and zero points are put in place at once (see GroupCache): two k tiles' worth
-// at least. Low tiles go through k so fast that less would not cover the latency of device memory.
-// More, where threads read fewer at once than they could.
+// Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
+// go through k so fast that less would not cover the latency of device memory; the highest have no
+// registers for more. Of multipliers more, where threads find packs of four then.
 constexpr int period_groups_of(GemmOp op, int m, int n, int k, int wm, int wk, int threads) {
   const int two_tiles = 2 * k / min_group_of(op, k, wm, wk);
-  const int least = m > 64 ? 2 : m == 64 ? 4 : 8, most = m > 64 ? 4 : m > 32 ? 8 : 16;
-  const int full = floor_power_of_two(most_groups_of(op, m, wm) * threads / n);
-  const int wanted = full > most ? most : full > least ? full : least;
+  const int least = m > 64 ? 2 : m == 64 ? 4 : 8;
+  const int packs = op == GemmOp::kW4A8Multiplier ? floor_power_of_two(4 * threads / n) : 0;
+  const int most = 2 * least;
+  const int wanted = packs > most ? most : packs > least ? packs : least;
   return two_tiles > wanted ? two_tiles : wanted;
 }
 
-// Groups of a column that a thread does read at once: as many as leave work for all threads.
+// Neighbouring groups of a column that a thread reads at once, see GroupCache: as many as deal out
+// the columns of a tile evenly over all threads.
 constexpr int pack_groups_of(GemmOp op, int m, int n, int k, int wm, int wk, int threads) {
-  const int most = most_groups_of(op, m, wm);
-  const int share = ceil_power_of_two(
-      (period_groups_of(op, m, n, k, wm, wk, threads) * n + threads - 1) / threads);
-  return share > most ? most : share;
+  if (op != GemmOp::kW4A8Multiplier) return 1;
+  const int period = period_groups_of(op, m, n, k, wm, wk, threads);
+  int pack = 4;
+  while (pack > 1 && n % (threads * pack / period) != 0) pack /= 2;
+  return pack;
 }
 
 // What GroupCache keeps of a group and column: arrays, and words in each.
