@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "common/device_info.h"
 
 namespace qutlass {
+
+// The limits are those of the CUDA programming guide's table of compute capabilities, the rest the
+// data sheets' of the A100 40 GB, RTX 3090, RTX 4090 and H200.
+inline constexpr DeviceInfo kCards[] = {
+    {80, 108, 163 << 10, 164 << 10, int64_t{40} << 20, 1.555e12},
+    {86, 82, 99 << 10, 100 << 10, int64_t{6} << 20, 0.936e12},
+    {89, 128, 99 << 10, 100 << 10, int64_t{72} << 20, 1.008e12},
+    {90, 132, 227 << 10, 228 << 10, int64_t{50} << 20, 4.8e12},
+};
 
 // A card of each compute capability, so that a choice can be explained, and with QUTLASS_ASSUME_SM
 // also run, where there is none. Null: no such card.

@@ -4,13 +4,12 @@
 // bytes through shared memory and from L2, and the latency of a warp that runs alone - beside the
 // bytes that have to come from memory. It only has to rank.
 //
-// Constants and factors were fitted by tools/fit_selection.py (--bandwidth 3.35) to times of all
-// rows and schedules, M from 1 to 4096, on an H100. On
-// bench/results/nvidia-h100-80gb-hbm3/rows.jsonl regret, the chosen row's time over the best one's,
-// is 1.009 in the geometric mean over 735 problems and 1.23 at worst; over 315 of them whose layers
-// took no part 1.013 and 1.42. W4A4, which GPUs of 9.0 emulate, is left out. What a card is -
-// tensor rate, bandwidth, multiprocessors, shared memory - stands apart from the constants, so that
-// other cards are extrapolated.
+// Constants and factors were fitted by tools/fit_selection.py to times of all rows and schedules, M
+// from 1 to 4096, on an H200. On bench/results/nvidia-h200/rows.jsonl regret, the chosen row's time
+// over the best one's, is 1.006 in the geometric mean over 735 problems and 1.12 at worst; over 315
+// of them whose layers took no part 1.014 and 1.18. W4A4, which GPUs of 9.0 emulate, is left out.
+// What a card is - tensor rate, bandwidth, multiprocessors, shared memory - stands apart from the
+// constants, so that other cards are extrapolated.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -34,15 +33,15 @@ constexpr double kSharedBytes = 128, kMemoryShare = 0.9;
 constexpr double kCopy = 4;
 
 // Fitted. Cycles unless said otherwise.
-constexpr double kUnpackW4A8 = 10.9, kUnpackGroup = 18.2;  // instructions
-constexpr double kUnpackMultiplier = 21.3, kUnpackW4A16 = 87.1, kUnpackSwapped = 17.1;
-constexpr double kLoop = 4.65;  // instructions of a warp a k tile besides
-constexpr double kAlone = 0.535;  // an instruction of a warp that nothing else hides
-constexpr double kBarrier = 1060;  // a k tile's wait, shared by the stages in flight
-constexpr double kEpilogue = 5110, kEpilogueResult = 33;  // a tile; a result of a thread
-constexpr double kSplit = 5850, kSplitPart = 3.97;  // a shared tile; 32 results of a part
-constexpr double kL2Bytes = 165;  // a multiprocessor's bytes a cycle, on 9.0
-constexpr double kL2Share = 6.78;  // of L2, for what blocks read that do not go through k together
+constexpr double kUnpackW4A8 = 10, kUnpackGroup = 19.6;  // instructions
+constexpr double kUnpackMultiplier = 24.3, kUnpackW4A16 = 88.1, kUnpackSwapped = 16.9;
+constexpr double kLoop = 3.74;  // instructions of a warp a k tile besides
+constexpr double kAlone = 0.406;  // an instruction of a warp that nothing else hides
+constexpr double kBarrier = 1230;  // a k tile's wait, shared by the stages in flight
+constexpr double kEpilogue = 5110, kEpilogueResult = 33.2;  // a tile; a result of a thread
+constexpr double kSplit = 4650, kSplitPart = 3.48;  // a shared tile; 32 results of a part
+constexpr double kL2Bytes = 458;  // a multiprocessor's bytes a cycle, on 9.0
+constexpr double kL2Share = 5.8;  // of L2, for what blocks read that do not go through k together
 
 // Estimates that differ by less say nothing: the first candidate stays, which has the lowest tile,
 // that multiplies the least beyond M, and the simplest schedule.

@@ -2,6 +2,7 @@
 // What follows from a row of tiles.inc, as ordinary constexpr C++.
 #pragma once
 
+#include "common/cards.h"
 #include "gemm/problem.h"
 
 namespace qutlass {
@@ -103,7 +104,10 @@ constexpr int smem_bytes_of(GemmOp op, int m, int n, int k, int wm, int wn, int 
 // as many as shared memory allows, where about as many registers as the row needs do, too; else 1.
 constexpr int min_blocks_of(GemmOp op, int m, int n, int k, int wm, int wn, int wk, int stages,
                             int arch) {
-  const int memory = (arch == 860 || arch == 890 ? 100 : arch >= 900 ? 228 : 164) * 1024;
+  int memory = 0;  // of the newest card that is no newer
+  for (const DeviceInfo& card : kCards) {
+    if (card.sm * 10 <= arch) memory = card.smem_per_sm;
+  }
   const int threads = threads_of(m, n, k, wm, wn, wk);
   const int blocks = memory / (smem_bytes_of(op, m, n, k, wm, wn, wk, stages) + 1024);
   const int a_words = is_swapped(op, m) ? wm / 8 * 2 : (wm + 15) / 16 * 4;
