@@ -84,19 +84,19 @@ def _value_or_name(text: str) -> float | str:
 
 
 def find_card(sm: int, bandwidth: float | None = None) -> Card:
-    """A card as the library knows it: find_card of cards.cpp, card_of of select.cpp.
+    """A card as the library knows it: kCards of cards.h, card_of of select.cpp.
 
     Args:
         sm: 80, 86, 89 or 90.
-        bandwidth: In bytes/us, instead of that of the card in cards.cpp; 0: where it is unknown.
+        bandwidth: In bytes/us, instead of that of the card in cards.h; 0: where it is unknown.
     """
     known = {}
-    for line in re.findall(r"^ +\{(\d+, .*)\},$", _source("common/cards.cpp"), re.MULTILINE):
+    for line in re.findall(r"^ +\{(\d+, .*)\},$", _source("common/cards.h"), re.MULTILINE):
         fields = [field.strip() for field in line.split(",")]
         known[int(fields[0])] = fields
     found = re.findall(r"\bc = \{(.*)\};", _source("gemm/select.cpp"))
     if sm not in known or len(found) != 3:
-        raise ValueError(f"cards.cpp or select.cpp does not say what a card of sm_{sm} is")
+        raise ValueError(f"cards.h or select.cpp does not say what a card of sm_{sm} is")
     _, sm_count, _, smem, l2, rate = known[sm]
     # In its order: from 90 on, 80, the others.
     fields = found[0 if sm >= 90 else 1 if sm == 80 else 2].split(", ")
@@ -104,7 +104,7 @@ def find_card(sm: int, bandwidth: float | None = None) -> Card:
     kib = re.fullmatch(r"(\d+) << 10", smem)
     mib = re.fullmatch(r"int64_t\{(\d+)\} << 20", l2)
     if kib is None or mib is None:
-        raise ValueError(f"cards.cpp: {smem!r} or {l2!r} is no number of KiB or MiB")
+        raise ValueError(f"cards.h: {smem!r} or {l2!r} is no number of KiB or MiB")
     given = float(rate) * 1e-6 if bandwidth is None else bandwidth
     cycles = {"s8": s8, "bf16": bf16, "s4": s4}
     return Card(
