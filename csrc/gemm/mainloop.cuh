@@ -696,10 +696,11 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   constexpr bool kCopiesFirst = !kSpreadCopies && (kStaged || kMTiles < 4);
   // Whether the loop over k tiles has one in it that stops only where something else is to be done.
   // That saves W8A8 up to 5 %, other middling products, and of groups also higher ones, 2 to 8 %;
-  // the highest others spill or are 4 % slower, low ones of groups 3 % (an H100).
+  // the highest others spill or are 4 % slower, low ones of groups 3 % (an H100). W8A8 with row
+  // sums comes out with all its copies ahead of its products and is 15 % slower.
   constexpr int kSums = kAFragments * kBFragments * 4 * (kFold ? 2 : 1);
   constexpr bool kNested = kGroups ? !kStaged && Shape::kM > (kBf16 ? 16 : 32) && kSums <= 144
-                                   : kOp == GemmOp::kW8A8 || kSums <= 64;
+                                   : (kOp == GemmOp::kW8A8 && !kRowSums) || kSums <= 64;
   const int tiles = (segment.k_end - segment.k_begin + Shape::kK - 1) / Shape::kK;
   const int column_begin = segment.tile_n * Shape::kN;
 
