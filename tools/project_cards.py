@@ -7,7 +7,7 @@ For each card, product and M: the geometric mean over the layers of qutlass.benc
 TOPS and of the speed-up over bfloat16, both estimated. The row and the split are those that the
 library would choose on the card; their time is the estimate of csrc/gemm/select.cpp (see
 tools/cost_model.py) at the card's data sheet: multiprocessors, tensor rates - the clock is the one
-that the INT8 rate follows from - and bandwidth. The other constants were fitted on an H100.
+that the INT8 rate follows from - and bandwidth. The other constants were fitted on an H200.
 
 bfloat16 is taken as ideal: the larger of bytes over the data sheet's bandwidth and operations over
 its rate, with no overhead at all, which no bfloat16 product reaches. The speed-ups are therefore
@@ -16,7 +16,7 @@ low ones, as far as the estimate holds.
 How far it holds is known for the GPUs that were measured alone: estimated over measured time of the
 row that the estimate chooses, from the file that tools/time_rows.py wrote there, for every (M, N,
 K) in it. The factors of rows take no part, as on the cards projected. Rows that were never timed
-cannot be chosen there, and the constants were fitted to the times of the H100.
+cannot be chosen there, and the constants were fitted to the times of the H200.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if gone:
             print(f"\n{gone} times are of rows that the table has no longer and are left out.")
     print(
-        "\nThe constants were fitted to the times of the H100. INT4 products are emulated there: "
+        "\nThe constants were fitted to the times of the H200. INT4 products are emulated there: "
         "their error\nsays nothing of cards that have the instruction."
     )
     if args.json:
