@@ -19,7 +19,7 @@ N, K, M, GROUP = 16, 128, 3, 32
 
 @pytest.mark.parametrize("scheme", time_forms.PRODUCTS, ids=lambda scheme: scheme.name)
 def test_forms_are_the_plain_call_and_what_they_say(
-    monkeypatch: pytest.MonkeyPatch, scheme: time_forms.Scheme
+    monkeypatch: pytest.MonkeyPatch, scheme: schemes.Scheme
 ) -> None:
     # How many copies there are follows from a GPU's L2.
     monkeypatch.setattr(schemes, "copies_of", lambda make, bytes_each: [make(), make()])

@@ -3,35 +3,33 @@
 
     python tools/time_forms.py [--shapes 16,8192,8192 4096,8192,8192] [--markdown]
 
-Every product runs on the row and split that the plain call chooses, in CUDA graphs over rotated
-copies; the forms of a product take turns, seven rounds, and a column is the median of a form over
-that of the plain call: `weight` has zero points of the weight, `activations` those of the
-activations, `both` both, with b_sum made beforehand. Large products run at the power limit of a
-card, where what makes one slower makes the others cooler: compare within a line.
+Every product runs on the row and split that the plain call chooses. The forms of a product take
+turns, three rounds, and a column is the median of a form over that of the plain call: `weight` has
+zero points of the weight, `activations` those of the activations, `both` both, with b_sum made
+beforehand. Large products run at the power limit of a card, where what makes one slower makes the
+others cooler: compare within a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from plain_table import render
-from qutlass.bench.schemes import SCHEMES, Scheme, Tokens, Weights, make_tokens
+from qutlass.bench.schemes import Scheme, Tokens, Weights, make_tokens
+from qutlass.bench.shapes import parse_shape
 from qutlass.ops import _gemm_tiles
-from qutlass.timing import require_gpu
+from qutlass.timing import require_gpu, time_calls
+from what_limits import PRODUCTS
 
 FORMS = ("weight", "activations", "both", "bias")
 COLUMNS = ["product", "row", "split", "M, N, K", "plain us", *FORMS]
-ROUNDS = 7
-SAMPLE = 12.0  # ms of a replay
-
-# Not W4A4, which is emulated where there are no INT4 Tensor Cores.
-PRODUCTS = [scheme for scheme in SCHEMES.values() if scheme.name != "w4a4"]
+ROUNDS = 3
+SECONDS = 0.02  # of a form in a round
 
 Operands = list[dict[str, Tensor]]
 
@@ -57,44 +55,11 @@ def forms_of(
     return forms
 
 
-def replay(
-    call: Callable[[dict[str, Tensor]], Any], copies: Operands, stream: torch.cuda.Stream
-) -> Callable[[], float]:
-    """A graph of calls over rotated copies; each call of it returns microseconds of one."""
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    with torch.cuda.stream(stream):
-        call(copies[0])
-        start.record()
-        call(copies[-1])
-        stop.record()
-        stop.synchronize()
-        calls = max(2, min(400, int(SAMPLE / max(start.elapsed_time(stop), 0.003))))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for i in range(calls):
-                call(copies[i % len(copies)])
-
-    def run() -> float:
-        with torch.cuda.stream(stream):
-            start.record()
-            graph.replay()
-            stop.record()
-            stop.synchronize()
-        return start.elapsed_time(stop) / calls * 1e3
-
-    return run
-
-
 def row_of(heading: Sequence[str], times: dict[str, list[float]]) -> list[str]:
     """A line of the table from the times of each form."""
     medians = {form: statistics.median(samples) for form, samples in times.items()}
     ratios = [f"{medians[f] / medians['plain']:.3f}" if f in medians else "-" for f in FORMS]
     return [*heading, f"{medians['plain']:.1f}", *ratios]
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    m, n, k = map(int, text.split(","))
-    return m, n, k
 
 
 def main() -> None:
@@ -103,7 +68,7 @@ def main() -> None:
         "--shapes",
         nargs="+",
         type=parse_shape,
-        default=[(16, 8192, 8192), (256, 8192, 8192), (4096, 8192, 8192)],
+        default=[parse_shape(f"{m},8192,8192") for m in (16, 256, 4096)],
         metavar="M,N,K",
     )
     parser.add_argument("--group", type=int, default=128)
@@ -111,7 +76,6 @@ def main() -> None:
     args = parser.parse_args()
     require_gpu()
     torch.manual_seed(0)
-    stream = torch.cuda.Stream()
     index = {tile["name"]: tile["index"] for tile in _gemm_tiles()}
     rows = []
     for m, n, k in args.shapes:
@@ -127,14 +91,11 @@ def main() -> None:
             ) -> Tensor:
                 return s.call_row(index[t], p, operands)
 
-            replays = {
-                form: replay(call, copies, stream)
-                for form, copies in forms_of(scheme, weights, tokens, bias).items()
-            }
-            times: dict[str, list[float]] = {form: [] for form in replays}
+            forms = forms_of(scheme, weights, tokens, bias)
+            times: dict[str, list[float]] = {form: [] for form in forms}
             for _ in range(ROUNDS):
-                for form, run in replays.items():
-                    times[form].append(run())
+                for form, copies in forms.items():
+                    times[form].append(time_calls(call, copies, seconds=SECONDS).us)
             rows.append(row_of([scheme.name, tile, str(split), f"{m}, {n}, {k}"], times))
     print(f"{torch.cuda.get_device_name()}, groups of {args.group}\n")
     print(render(COLUMNS, rows, text=4, markdown=args.markdown))

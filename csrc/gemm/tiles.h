@@ -35,18 +35,14 @@ constexpr int min_group_of(GemmOp op, int k, int wm, int wk) {
   return k > 128 || wm > 64 || (op == GemmOp::kW4A16 && wm == 64 && wk > 32) ? 64 : 32;
 }
 
-constexpr int floor_power_of_two(int n) { return n < 2 ? n : 2 * floor_power_of_two(n / 2); }
-
 // Groups whose scales and zero points are fetched at once, two k tiles' worth at least. Low tiles
 // go through k so fast that less would not cover the latency of device memory; the highest have no
-// registers for more. Of multipliers more, where threads find packs of four then.
+// registers for more. Of multipliers twice as many, where all threads find packs of four then.
 constexpr int period_groups_of(GemmOp op, int m, int n, int k, int wm, int wk, int threads) {
   const int two_tiles = 2 * k / min_group_of(op, k, wm, wk);
-  const int least = m > 64 ? 2 : m == 64 ? 4 : 8;
-  const int packs = op == GemmOp::kW4A8Multiplier ? floor_power_of_two(4 * threads / n) : 0;
-  const int most = 2 * least;
-  const int wanted = packs > most ? most : packs > least ? packs : least;
-  return two_tiles > wanted ? two_tiles : wanted;
+  int least = m > 64 ? 2 : m == 64 ? 4 : 8;
+  if (op == GemmOp::kW4A8Multiplier && 2 * least * n <= 4 * threads) least *= 2;
+  return two_tiles > least ? two_tiles : least;
 }
 
 // Neighbouring groups of a column that a thread reads at once, see GroupCache: as many as deal out
