@@ -58,20 +58,23 @@ class QuantizedGemm {
   };
 
   // The scratch memory of shared tiles: for each block one flag and one result.
-  struct Params {
-    GemmArguments gemm;
+  //
+  // A block reads its parameters from constant memory by lines of 64 bytes, each of which it waits
+  // for: what its copies need comes first.
+  struct alignas(64) Params {
     Schedule schedule;
-    uint64_t ticket = 0;
     threadblock::Operands operands;
     threadblock::GroupParams group;
+    bool quads = false;  // see column_terms
     threadblock::EpilogueParams epilogue;
     uint64_t* flags = nullptr;
     char* partials = nullptr;
-    bool quads = false;  // see column_terms
+    uint64_t ticket = 0;
+    GemmArguments gemm;
 
     Params() = default;
     Params(Arguments const& args, int sm_count, int blocks_per_sm)
-        : gemm(args.gemm), ticket(args.ticket) {
+        : ticket(args.ticket), gemm(args.gemm) {
       const GemmArguments& g = gemm;
       const int resident = sm_count * (blocks_per_sm > 0 ? blocks_per_sm : 1);
       // Tiles that run together form the rectangle that reads the fewest bytes.
@@ -140,12 +143,12 @@ class QuantizedGemm {
   static cutlass::Status can_implement(Arguments const&) { return cutlass::Status::kSuccess; }
 
   __device__ static void invoke(Params const& params, SharedStorage& shared) {
-    if constexpr (Shape::kM <= 32) touch(params);
+    if constexpr (Shape::kM <= 64) touch(params);
     Segment segment;
     if (!params.schedule.segment(blockIdx.x, 0, &segment)) return;
     const int thread = threadIdx.x;
     const int warp = cutlass::canonical_warp_idx_sync();
-    const int lane = thread % 32;
+    const int lane = static_cast<int>(threadIdx.x % 32);
 
     Mma mma(shared.mainloop, params.operands, params.schedule, params.group, warp, lane);
     for (int index = 0;; ++index) {
@@ -191,15 +194,26 @@ class QuantizedGemm {
   // A block's first reads of the lines of constant memory that its parameters lie in would wait for
   // L2 one after the other, before it can start its copies. Reads that no instruction has as its
   // operand, because the compiler does not know their address, wait together. What they read only
-  // has to be used. For products that take a few microseconds.
-  __device__ static void touch(Params const& params) {
+  // has to be used, without a branch: behind one that lanes might take apart, the compiler no
+  // longer keeps in uniform registers what a warp's lanes share. For products that take a few
+  // microseconds.
+  __device__ __forceinline__ static void touch(Params const& params) {
     constexpr int kLine = 64;
     const char* words = reinterpret_cast<const char*>(&params) + threadIdx.y;  // which is 0
     int all = 0;
 #pragma unroll
     for (int at = 0; at < static_cast<int>(sizeof(Params)); at += kLine)
       all ^= *reinterpret_cast<const int*>(words + at);
-    if (all == 1) __nanosleep(0);
+    prefetch_if(all == 1, params.operands.a);
+  }
+
+  // Visits 0 .. kCount - 1, shared out over the block's threads.
+  template <int kCount, typename Visit>
+  __device__ __forceinline__ static void for_shares(int thread, const Visit& visit) {
+#pragma unroll
+    for (int first = 0; first < kCount; first += kThreadCount) {
+      if (first + kThreadCount <= kCount || first + thread < kCount) visit(first + thread);
+    }
   }
 
   // 32-bit values go to shared memory by themselves; the others are widened on the way, for which
@@ -223,33 +237,32 @@ class QuantizedGemm {
                                       int thread) {
     const GemmArguments& g = params.gemm;
     const bool general = params.epilogue.general;
-    if constexpr (!Mma::kGroups) {
-      for (int i = thread; i < Shape::kM; i += kThreadCount) v.a_sum[i] = 0;
-    }
+    if constexpr (!Mma::kGroups) for_shares<Shape::kM>(thread, [&](int i) { v.a_sum[i] = 0; });
     if (!s.ends) return;
-    for (int i = thread; i < Shape::kN; i += kThreadCount) {
-      const int64_t n = min(s.tile_n * Shape::kN + i, static_cast<int>(g.N) - 1);
+    for_shares<Shape::kN>(thread, [&](int i) {
+      const int64_t n = min(s.tile_n * Shape::kN + i, params.operands.columns - 1);
       if constexpr (Epilogue::kBScale) bring(&v.b_scale[i], g.b_scale, n, 0.f);
-      if (!general) continue;
+      if (!general) return;
       bring(&v.bias[i], g.bias, n, -0.f);  // x + -0 is x, also where x is -0
       if (!g.a_zero.present()) {
         v.column_term[i] = 0;
       } else if constexpr (!Mma::kGroups) {
         bring(&v.column_term[i], g.b_sum, n, 0);
       }
-    }
-    for (int i = thread; i < Shape::kM; i += kThreadCount) {
-      const int64_t m = min(s.tile_m * Shape::kM + i, static_cast<int>(g.M) - 1);
+    });
+    for_shares<Shape::kM>(thread, [&](int i) {
+      const int64_t m = min(s.tile_m * Shape::kM + i, params.operands.rows - 1);
       if constexpr (Epilogue::kAScale) bring(&v.a_scale[i], g.a_scale, m, 0.f);
       if (general) bring(&v.a_zero[i], g.a_zero, m, 0);
-    }
+    });
   }
 
   // What a_zero multiplies: Σ_k (b - b_zero) of a row of b, modulo 2^32. The sums of b are there.
   __device__ static void subtract_zeros(Params const& params, Vectors& v, int thread) {
     // Each thread goes on with what it brought itself.
-    for (int i = thread; i < Shape::kN; i += kThreadCount)
+    for_shares<Shape::kN>(thread, [&](int i) {
       v.column_term[i] = wrapping_minus(v.column_term[i], params.gemm.K, v.b_zero[i]);
+    });
   }
 
   // The same with groups: Σ_groups m * (sum - g * zero) with multipliers, Σ_groups scale * (sum -
@@ -295,36 +308,51 @@ class QuantizedGemm {
     static_assert(kSharers <= 32 && kThreadCount % kSharers == 0);
     constexpr int kColumns = kThreadCount / kSharers;  // at once
     const int sharer = thread % kSharers;
+    const auto row_of = [&](int column) {
+      return int64_t{min(s.tile_n * Shape::kN + column, params.operands.columns - 1)} * groups;
+    };
+    // Columns come in rounds, of which each waits for its loads: from L2, but for the first.
+    constexpr int kLine = 128 / sizeof(int);
+    for (int first = 0; first < Shape::kN; first += kColumns) {
+      const int64_t row = row_of(first + thread / kSharers);
+      for (int i = kLine * sharer; i < groups; i += kLine * kSharers)
+        prefetch(static_cast<const int*>(g.b_sum.data) + row + i);
+    }
     // All threads go round as often as each other, see StoreBf16Node::exchange.
     for (int first = 0; first < Shape::kN; first += kColumns) {
       const int column = first + thread / kSharers;
-      const int64_t row =
-          int64_t{min(s.tile_n * Shape::kN + column, static_cast<int>(g.N) - 1)} * groups;
+      const int64_t row = row_of(column);
       typename Vectors::Term term = 0;
-#pragma unroll 4
-      for (int base = 0; base < groups; base += kCount * kSharers) {
-        const int i = base + kCount * sharer;
-        if (i >= groups) continue;
-        const auto sum = load_some<kCount, int>(g.b_sum.data, row + i);
-        cutlass::AlignedArray<signed char, kCount> zero{};
-        if (kCount > 1 && g.b_zero.present())
-          zero = load_some<kCount, signed char>(g.b_zero.data, row + i);
-        const auto part = [&](int e) {
-          int z = zero[e];
-          if (kCount == 1 && g.b_zero.present())
-            z = load_int(g.b_zero.data, g.b_zero.dtype, row + i);
-          return sum[e] - static_cast<int>(g.group_size) * z;
-        };
-        if constexpr (Mma::kMultiplier) {
-          const auto m = load_some<kCount, uint8_t>(g.b_multiplier, row + i);
+      // Loads that stand behind no branch are under way together. What lies beyond the last group
+      // is read from there, and counts nothing.
+      constexpr int kTogether = 4;
+      for (int base = 0; base < groups; base += kTogether * kCount * kSharers) {
 #pragma unroll
-          for (int e = 0; e < kCount; ++e) term += m[e] * part(e);
-        } else if constexpr (kCount == 1) {
-          term += load_float(g.b_scale.data, g.b_scale.dtype, row + i) * part(0);
-        } else {
-          const auto scale = load_some<kCount, Scale>(g.b_scale.data, row + i);
+        for (int j = 0; j < kTogether; ++j) {
+          const int own = base + kCount * (j * kSharers + sharer);
+          const int64_t i = row + min(own, groups - kCount);
+          const auto sum = load_some<kCount, int>(g.b_sum.data, i);
+          cutlass::AlignedArray<signed char, kCount> zero{};
+          if (kCount > 1 && g.b_zero.present())
+            zero = load_some<kCount, signed char>(g.b_zero.data, i);
+          const auto part = [&](int e) {
+            int z = zero[e];
+            if (kCount == 1 && g.b_zero.present()) z = load_int(g.b_zero.data, g.b_zero.dtype, i);
+            return sum[e] - static_cast<int>(g.group_size) * z;
+          };
+          typename Vectors::Term these = 0;
+          if constexpr (Mma::kMultiplier) {
+            const auto m = load_some<kCount, uint8_t>(g.b_multiplier, i);
 #pragma unroll
-          for (int e = 0; e < kCount; ++e) term += to_float(scale[e], g.b_scale.dtype) * part(e);
+            for (int e = 0; e < kCount; ++e) these += m[e] * part(e);
+          } else if constexpr (kCount == 1) {
+            these = load_float(g.b_scale.data, g.b_scale.dtype, i) * part(0);
+          } else {
+            const auto scale = load_some<kCount, Scale>(g.b_scale.data, i);
+#pragma unroll
+            for (int e = 0; e < kCount; ++e) these += to_float(scale[e], g.b_scale.dtype) * part(e);
+          }
+          if (own < groups) term += these;
         }
       }
 #pragma unroll
@@ -388,8 +416,7 @@ class QuantizedGemm {
       *flag = 0;
     }
     if (__syncthreads_or(bad)) {
-      for (int i = thread; i < Shape::kN; i += kThreadCount)
-        v.b_scale[i] = __int_as_float(0x7FC00000);
+      for_shares<Shape::kN>(thread, [&](int i) { v.b_scale[i] = __int_as_float(0x7FC00000); });
       __syncthreads();
     }
     for (int part = 0; part < count; ++part) {

@@ -113,6 +113,12 @@ class Mainloop {
   static constexpr int kSumTiles = (kMTiles + WarpCount::kN - 1) / WarpCount::kN;
   static constexpr bool kSumsOwn = WarpCount::kN == 1;
 
+  // Multipliers make weights that are unsigned bytes, 128 too large. One m tile takes them so: 128
+  // times the row sums of a, one more product for each fragment of it, are cheaper than an
+  // instruction for each register of B (0.97 of the time at M 16, an H100; with two m tiles as
+  // fast).
+  static constexpr bool kUnsignedB = kMultiplier && kMTiles == 1;
+
   static_assert(Shape::kM % WarpShape::kM == 0 && Shape::kN % WarpShape::kN == 0 &&
                 Shape::kK % WarpShape::kK == 0);
   static_assert(WarpShape::kM % (kSwapped && WarpCount::kM == 1 ? 8 : 16) == 0 &&
@@ -279,6 +285,7 @@ class Mainloop {
   __device__ __forceinline__ void prologue(const Segment& segment, int index) {
     if constexpr (kEarlyGroups) fetch_first_groups(segment);
     if (kRunsOn && index > 0) return;
+    stage_ = 0;  // so that the compiler knows
     open(Extent::of(segment), index);
     const auto open_b_next = [&] {
       Segment next;
@@ -293,7 +300,7 @@ class Mainloop {
     }
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
-      load_tile((stage_ + i) % kStages, (stage_ + i + 1) % kStages);
+      load_tile(i, i + 1);
       --load_left_;
       // Short segments leave stages for the next ones.
       Segment next;
@@ -488,6 +495,8 @@ class Mainloop {
       mma_bf16(d, a, b, c);
     else if constexpr (kS4)
       mma_s4(d, a, b, c);
+    else if constexpr (kUnsignedB)
+      mma_s8_u8(d, a, b, c);
     else
       mma_s8(d, a, b, c);
   }
@@ -500,6 +509,8 @@ class Mainloop {
       accumulate_bf16(d, a, b, really);
     else if constexpr (kS4)
       accumulate_s4(d, a, b, really);
+    else if constexpr (kUnsignedB)
+      accumulate_s8_u8(d, a, b, really);
     else
       accumulate_s8(d, a, b, really);
   }
@@ -583,8 +594,9 @@ class Mainloop {
       const uint32_t m = u.c[j] & 0xFF, c = __byte_perm(u.c[j], 0, 0x1111);
       uint32_t v[2];
       offset_nibbles(v, x);
-      b[0] = (v[0] * m + c) ^ 0x80808080u;
-      b[1] = (v[1] * m + c) ^ 0x80808080u;
+      constexpr uint32_t kSign = kUnsignedB ? 0 : 0x80808080u;
+      b[0] = (v[0] * m + c) ^ kSign;
+      b[1] = (v[1] * m + c) ^ kSign;
     } else if constexpr (kOp == GemmOp::kW4A8Group && kZeros) {
       uint32_t v[2];
       offset_nibbles(v, x);
@@ -608,10 +620,10 @@ class Mainloop {
     uint2 w, rest;  // see GroupCache
   };
   __device__ __forceinline__ static int chunk_row() {
-    return static_cast<int>(threadIdx.x) / TileB::kChunks;
+    return static_cast<int>(threadIdx.x / TileB::kChunks);
   }
   __device__ __forceinline__ static int chunk_of_row() {
-    return static_cast<int>(threadIdx.x) % TileB::kChunks;
+    return static_cast<int>(threadIdx.x % TileB::kChunks);
   }
   // This thread's chunk number i of the packed tile at `tile`, whose first k is `k`.
   template <bool kZeros>
@@ -667,6 +679,9 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   constexpr bool kScales = kSwapped && kZeros && !kSumsFractions;
   [[maybe_unused]] float a_sum_of_group[kAFragments][4];
 
+  // With kUnsignedB those of the segment, the same in every column.
+  [[maybe_unused]] Partial row_sum[kUnsignedB ? kMTiles : 1][4] = {};
+
   constexpr Partial kStart = kOp == GemmOp::kW4A8Group ? Partial(kMagicBits) : Partial(0);
 #pragma unroll
   for (int j = 0; j < kBFragments; ++j)
@@ -688,19 +703,21 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   // b_zero[n] * (row sum of a) at the end.
   constexpr bool kRowSums = !kGroups && kZeros;
   constexpr bool kSumShare = kRowSums && !kSumsOwn;
-  // With row sums, high tiles have their copies between the first products rather than ahead of
-  // them: up to 9 % faster so (an H100), where the plain loop is as fast either way.
-  constexpr bool kSpreadCopies = kRowSums && kMTiles >= 4;
+  // With row sums, high tiles without unpacking have their copies between the first products rather
+  // than ahead of them: up to 9 % faster so (an H100), where the plain loop is as fast either way.
+  constexpr bool kSpreadCopies = kRowSums && kWideB && kMTiles >= 4;
   // Other high tiles have theirs behind the first products, which then need not wait until all are
   // issued. Low tiles wait for their copies, kStaged is 4 % faster with copies first (an H100).
   constexpr bool kCopiesFirst = !kSpreadCopies && (kStaged || kMTiles < 4);
   // Whether the loop over k tiles has one in it that stops only where something else is to be done.
   // That saves W8A8 up to 5 %, other middling products, and of groups also higher ones, 2 to 8 %;
-  // the highest others spill or are 4 % slower, low ones of groups 3 % (an H100). W8A8 with row
-  // sums comes out with all its copies ahead of its products and is 15 % slower.
+  // the highest others spill or are 4 % slower, low ones of groups 3 % (an H100). With row sums it
+  // is W4A8 that it saves 3 %, and W8A8 that comes out with all its copies ahead of its products,
+  // 15 % slower.
   constexpr int kSums = kAFragments * kBFragments * 4 * (kFold ? 2 : 1);
-  constexpr bool kNested = kGroups ? !kStaged && Shape::kM > (kBf16 ? 16 : 32) && kSums <= 144
-                                   : (kOp == GemmOp::kW8A8 && !kRowSums) || kSums <= 64;
+  constexpr bool kNested = kGroups
+                               ? !kStaged && Shape::kM > (kBf16 ? 16 : 32) && kSums <= 144
+                               : kOp == (kRowSums ? GemmOp::kW4A8 : GemmOp::kW8A8) || kSums <= 64;
   const int tiles = (segment.k_end - segment.k_begin + Shape::kK - 1) / Shape::kK;
   const int column_begin = segment.tile_n * Shape::kN;
 
@@ -955,6 +972,10 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
             sum_fragment(a_sum_of_group[i], fa[i]);
           }
         }
+        if constexpr (kUnsignedB) {
+#pragma unroll
+          for (int i = 0; i < kMTiles; ++i) sum_fragment(row_sum[i], fa[i]);
+        }
         if constexpr (kRowSums) {
 #pragma unroll
           for (int i = 0; i < kSumTiles; ++i)
@@ -982,8 +1003,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
           }
         }
       };
-      // In high tiles with unpacking the plain loop is 4 % faster (an H100).
-      if constexpr (kRowSums && (kWideB || kMTiles < 4)) {
+      if constexpr (kRowSums) {
         for_each_index<kSubsteps>(substep);
       } else {
 #pragma unroll
@@ -1006,6 +1026,8 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           if constexpr (kTimes16) partial[j][i][r] >>= 4;
+          if constexpr (kUnsignedB)
+            partial[j][i][r] = wrapping_minus(partial[j][i][r], 128, row_sum[i][r / 2 * 2]);
         }
     if constexpr (kRowSums) {
       int* const a_sum = vectors.a_sum + result_row();

@@ -35,6 +35,7 @@ namespace qutlass::device {
   }
 
 QUTLASS_MMA(s8, "m16n8k32.row.col.s32.s8.s8.s32", int, "r")         // A 16x32, B 32x8
+QUTLASS_MMA(s8_u8, "m16n8k32.row.col.s32.s8.u8.s32", int, "r")      // the same, B unsigned
 QUTLASS_MMA(s4, "m16n8k64.row.col.s32.s4.s4.s32", int, "r")         // A 16x64, B 64x8
 QUTLASS_MMA(bf16, "m16n8k16.row.col.f32.bf16.bf16.f32", float, "f")  // A 16x16, B 16x8
 #undef QUTLASS_MMA
@@ -106,6 +107,16 @@ __device__ __forceinline__ void copy_async_16_if(bool really, uint32_t shared, c
 }
 __device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(shared), "l"(global));
+}
+// Brings the line of `global` to L2.
+__device__ __forceinline__ void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
+}
+// The same where `really`, without a branch.
+__device__ __forceinline__ void prefetch_if(bool really, const void* global) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %0, 0;\n@p prefetch.global.L2 [%1];}\n" ::"r"(
+                   static_cast<int>(really)),
+               "l"(global));
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::); }
 template <int kPending>

@@ -65,8 +65,8 @@ class TileLoader {
   __host__ __device__ static constexpr int place(int row) { return kDealt ? dealt_row(row) : row; }
 
   // This thread's first row, and its chunk of a line; cheap to work out again.
-  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / kColumns; }
-  __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kColumns; }
+  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x / kColumns); }
+  __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x % kColumns); }
 
   uint32_t shared_;      // offset of the first access in a stage
   const char* pointer_ = nullptr;  // this thread's chunk of its first row, at the current k
