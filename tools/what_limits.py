@@ -20,6 +20,7 @@ import csv
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -96,6 +97,18 @@ def row_of(head: list[str], kernel: dict[str, float]) -> list[str]:
     ]
 
 
+def watch(options: list[str]) -> str:
+    """What Nsight Compute prints as CSV of our kernels while this script runs again, with --run."""
+    command = ["ncu", "--csv", "--clock-control", "none", "--kernel-name", "regex:Kernel2"]
+    command += [*options, sys.executable, *sys.argv, "--run"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        sys.exit(f"{Path(sys.argv[0]).name} needs Nsight Compute: `ncu` is not in PATH")
+    # What went wrong it says there.
+    return done.stdout if done.returncode == 0 else done.stdout + done.stderr
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--shape", default="8192,8192", metavar="N,K")
@@ -110,17 +123,11 @@ def main() -> None:
     if args.run:
         run(n, k, args.group, args.tokens)
         return
-    command = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none"]
-    command += ["--kernel-name", "regex:Kernel2", "--metrics", ",".join(METRICS)]
-    command += [sys.executable, *sys.argv, "--run"]
+    options = ["--page", "raw", "--print-units", "base", "--metrics", ",".join(METRICS)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        sys.exit("what_limits.py needs Nsight Compute: `ncu` is not in PATH")
-    try:
-        kernels = parse(done.stdout)
+        kernels = parse(watch(options))
     except ValueError as error:
-        sys.exit(f"{error}\n{done.stderr.strip()[-300:]}")
+        sys.exit(str(error))
     labels = [
         [scheme.name, scheme.explain(m, n, k, args.group)["tile"], str(m)]
         for scheme, m in cases(args.tokens)
