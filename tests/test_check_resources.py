@@ -125,6 +125,12 @@ def test_int4_products_must_be_native() -> None:
     assert cr.judge(row("w4a4"), emulated, legal=True).problems == []
 
 
+def test_unsigned_weights_are_for_multipliers() -> None:
+    unsigned = mc.Kernel(86, "k", 128, 0, 0, Counter({"IMMA.16832.S8.U8": 64}))
+    assert cr.judge(row("w4a8_multiplier"), unsigned, legal=True).problems == []
+    assert cr.judge(row("w4a8"), unsigned, legal=True).problems != []
+
+
 def test_foreign_tensor_instructions_are_a_problem() -> None:
     [problem] = cr.judge(row(), kernel(**{"HMMA.16816.F32": 1}), legal=True).problems
     assert "HMMA.16816.F32" in problem

@@ -48,15 +48,15 @@ def kernel() -> list[Instruction]:
 def test_parts() -> None:
     assert where_it_waits.parts_of(kernel()) == [range(2), range(2, 5), range(5, 6)]
     assert where_it_waits.part_rows(kernel()) == [
-        ["0 to 1", "1.0", "20.0", "fixed 10.0, code 10.0"],
-        ["2 to 4", "4.0", "80.0", "copies 50.0, issued 30.0"],
+        ["0 to 1", "fixed 10.0, code 10.0", "1.0", "20.0"],
+        ["2 to 4", "copies 50.0, issued 30.0", "4.0", "80.0"],
     ]
 
 
 def test_worst() -> None:
     assert where_it_waits.worst_rows(kernel(), 2) == [
-        ["1", "15.0", "code", "B"],
-        ["3", "60.0", "copies", "D"],
+        ["B", "code", "1", "15.0"],
+        ["D", "copies", "3", "60.0"],
     ]
 
 

@@ -45,7 +45,7 @@ NATIVE = {
     "w4a4": r"IMMA\.16864\.S4\.S4",
     "w4a8": INT8,
     "w4a8_group": INT8,
-    "w4a8_multiplier": INT8,
+    "w4a8_multiplier": r"IMMA\.16832\.S8\.[SU]8",  # low tiles have unsigned weights
     "w4a16": r"HMMA\.16816\.F32\.BF16",
 }
 NO_INT4 = 90  # from here on INT4 products are emulated

@@ -44,8 +44,8 @@ REASONS = {
     _SHORT.get(stall, stall): name for name, stalls in what_limits.WAITS.items() for stall in stalls
 } | {"selected": "issued", "imc": "parameters"}
 SMALLEST = 1.0  # per cent of the samples that a part has to have
-PARTS = ["instructions", "times", "samples", "reasons"]
-WORST = ["instruction", "samples", "reason", "what"]
+PARTS = ["instructions", "reasons", "times", "samples"]
+WORST = ["what", "reason", "instruction", "samples"]
 
 
 @dataclass
@@ -111,9 +111,9 @@ def part_rows(instructions: list[Instruction]) -> list[list[str]]:
         rows.append(
             [
                 f"{part.start} to {part.stop - 1}",
+                ", ".join(f"{name} {x:.1f}" for name, x in most if x >= SMALLEST / 2) or "-",
                 f"{instructions[part.start].executed / warps:.1f}",
                 f"{share:.1f}",
-                ", ".join(f"{name} {x:.1f}" for name, x in most if x >= SMALLEST / 2) or "-",
             ]
         )
     return rows
@@ -125,10 +125,10 @@ def worst_rows(instructions: list[Instruction], count: int) -> list[list[str]]:
     worst = sorted(range(len(instructions)), key=lambda i: -instructions[i].samples)[:count]
     return [
         [
+            instructions[i].source,
+            max(instructions[i].reasons.items(), key=lambda item: item[1], default=("-", 0.0))[0],
             str(i),
             f"{100 * instructions[i].samples / total:.1f}",
-            max(instructions[i].reasons.items(), key=lambda item: item[1], default=("-", 0.0))[0],
-            instructions[i].source,
         ]
         for i in sorted(worst)
     ]
@@ -163,9 +163,9 @@ def main() -> None:
         f"{torch.cuda.get_device_name()}, M {m}, N {n}, K {k}, groups of {args.group}"
         f"{', zero points' if args.zeros else ''}: {chosen['tile']}, split {chosen['split_k']}\n"
     )
-    print(render(PARTS, part_rows(instructions), markdown=args.markdown))
+    print(render(PARTS, part_rows(instructions), text=2, markdown=args.markdown))
     print()
-    print(render(WORST, worst_rows(instructions, args.top), markdown=args.markdown))
+    print(render(WORST, worst_rows(instructions, args.top), text=2, markdown=args.markdown))
 
 
 if __name__ == "__main__":

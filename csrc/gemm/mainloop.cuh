@@ -712,12 +712,12 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
   // Whether the loop over k tiles has one in it that stops only where something else is to be done.
   // That saves W8A8 up to 5 %, other middling products, and of groups also higher ones, 2 to 8 %;
   // the highest others spill or are 4 % slower, low ones of groups 3 % (an H100). With row sums it
-  // is W4A8 that it saves 3 %, and W8A8 that comes out with all its copies ahead of its products,
-  // 15 % slower.
+  // is W4A8 that it saves 3 %, where a warp's sums and its share of the rows leave registers for
+  // it, and W8A8 that comes out with all its copies ahead of its products, 15 % slower.
   constexpr int kSums = kAFragments * kBFragments * 4 * (kFold ? 2 : 1);
-  constexpr bool kNested = kGroups
-                               ? !kStaged && Shape::kM > (kBf16 ? 16 : 32) && kSums <= 144
-                               : kOp == (kRowSums ? GemmOp::kW4A8 : GemmOp::kW8A8) || kSums <= 64;
+  constexpr bool kNestsSums = kOp == GemmOp::kW4A8 && kSums + 8 * kSumTiles <= 136;
+  constexpr bool kNested = kGroups ? !kStaged && Shape::kM > (kBf16 ? 16 : 32) && kSums <= 144
+                                   : (kRowSums ? kNestsSums : kOp == GemmOp::kW8A8) || kSums <= 64;
   const int tiles = (segment.k_end - segment.k_begin + Shape::kK - 1) / Shape::kK;
   const int column_begin = segment.tile_n * Shape::kN;
 
