@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("json", type=Path, help="JSONL file to write")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument(
+        "--rows",
+        type=re.compile,
+        default=re.compile(""),
+        metavar="REGEX",
+        help="only rows in whose names it is found",
+    )
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), metavar="M")
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument(
@@ -104,9 +112,9 @@ def main() -> None:
                     group = scheme.group_of(args.group)
                     for tile in _gemm_tiles():
                         for split in SPLITS:
-                            if tile["op"] != name or not worth_timing(
-                                tile, split, m, n, multiprocessors
-                            ):
+                            if tile["op"] != name or not args.rows.search(tile["name"]):
+                                continue
+                            if not worth_timing(tile, split, m, n, multiprocessors):
                                 continue
                             if not _gemm_legal(name, tile["index"], split, m, n, k, group):
                                 continue

@@ -143,7 +143,6 @@ class QuantizedGemm {
   static cutlass::Status can_implement(Arguments const&) { return cutlass::Status::kSuccess; }
 
   __device__ static void invoke(Params const& params, SharedStorage& shared) {
-    if constexpr (Shape::kM <= 64) touch(params);
     Segment segment;
     if (!params.schedule.segment(blockIdx.x, 0, &segment)) return;
     const int thread = threadIdx.x;
@@ -191,22 +190,6 @@ class QuantizedGemm {
   }
 
  private:
-  // A block's first reads of the lines of constant memory that its parameters lie in would wait for
-  // L2 one after the other, before it can start its copies. Reads that no instruction has as its
-  // operand, because the compiler does not know their address, wait together. What they read only
-  // has to be used, without a branch: behind one that lanes might take apart, the compiler no
-  // longer keeps in uniform registers what a warp's lanes share. For products that take a few
-  // microseconds.
-  __device__ __forceinline__ static void touch(Params const& params) {
-    constexpr int kLine = 64;
-    const char* words = reinterpret_cast<const char*>(&params) + threadIdx.y;  // which is 0
-    int all = 0;
-#pragma unroll
-    for (int at = 0; at < static_cast<int>(sizeof(Params)); at += kLine)
-      all ^= *reinterpret_cast<const int*>(words + at);
-    prefetch_if(all == 1, params.operands.a);
-  }
-
   // Visits 0 .. kCount - 1, shared out over the block's threads.
   template <int kCount, typename Visit>
   __device__ __forceinline__ static void for_shares(int thread, const Visit& visit) {

@@ -112,12 +112,6 @@ __device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global
 __device__ __forceinline__ void prefetch(const void* global) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global));
 }
-// The same where `really`, without a branch.
-__device__ __forceinline__ void prefetch_if(bool really, const void* global) {
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %0, 0;\n@p prefetch.global.L2 [%1];}\n" ::"r"(
-                   static_cast<int>(really)),
-               "l"(global));
-}
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::); }
 template <int kPending>
 __device__ __forceinline__ void copy_async_wait() {

@@ -33,15 +33,15 @@ constexpr double kSharedBytes = 128, kMemoryShare = 0.9;
 constexpr double kCopy = 4;
 
 // Fitted. Cycles unless said otherwise.
-constexpr double kUnpackW4A8 = 10, kUnpackGroup = 19.6;  // instructions
-constexpr double kUnpackMultiplier = 24.3, kUnpackW4A16 = 88.1, kUnpackSwapped = 16.9;
-constexpr double kLoop = 3.74;  // instructions of a warp a k tile besides
-constexpr double kAlone = 0.406;  // an instruction of a warp that nothing else hides
-constexpr double kBarrier = 1230;  // a k tile's wait, shared by the stages in flight
-constexpr double kEpilogue = 5110, kEpilogueResult = 33.2;  // a tile; a result of a thread
-constexpr double kSplit = 4650, kSplitPart = 3.48;  // a shared tile; 32 results of a part
-constexpr double kL2Bytes = 458;  // a multiprocessor's bytes a cycle, on 9.0
-constexpr double kL2Share = 5.8;  // of L2, for what blocks read that do not go through k together
+constexpr double kUnpackW4A8 = 9.33, kUnpackGroup = 16.6;  // instructions
+constexpr double kUnpackMultiplier = 22.5, kUnpackW4A16 = 83.8, kUnpackSwapped = 15.9;
+constexpr double kLoop = 16.5;  // instructions of a warp a k tile besides
+constexpr double kAlone = 0.419;  // an instruction of a warp that nothing else hides
+constexpr double kBarrier = 1130;  // a k tile's wait, shared by the stages in flight
+constexpr double kEpilogue = 5040, kEpilogueResult = 35.4;  // a tile; a result of a thread
+constexpr double kSplit = 4520, kSplitPart = 2.8;  // a shared tile; 32 results of a part
+constexpr double kL2Bytes = 1300;  // a multiprocessor's bytes a cycle, on 9.0
+constexpr double kL2Share = 6.48;  // of L2, for what blocks read that do not go through k together
 
 // Estimates that differ by less say nothing: the first candidate stays, which has the lowest tile,
 // that multiplies the least beyond M, and the simplest schedule.
