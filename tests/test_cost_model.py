@@ -16,6 +16,7 @@ import cost_model
 import fit_selection
 import project_cards
 import qutlass
+import what_rows_bring
 from qutlass.bench.schemes import SCHEMES
 from qutlass.tuned import table_rows
 
@@ -144,6 +145,52 @@ def test_a_layer_that_was_not_timed_cannot_be_held_out(
     with pytest.raises(SystemExit):
         fit_selection.main([str(times), "--held-out", "4096x4096", "8192x8192"])
     assert "nothing is left to fit" in capsys.readouterr().err
+
+
+def test_regular_expressions_of_a_command_line() -> None:
+    assert cost_model.parse_regex("16x|32x").search("w8a8_32x64")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"no regular expression: '\('"):
+        cost_model.parse_regex("(")
+
+
+class TestWhatRowsBring:
+    """Of three rows, one of which takes twice as long in one of two layers."""
+
+    @pytest.fixture
+    def rows(self, times: Path) -> dict[str, float]:
+        """The regret of each where it is largest."""
+        read = [json.loads(line) for line in times.read_text().splitlines()]
+        known = {row["name"] for row in table_rows()}
+        return {r["row"]: r["us"] / 100 for r in read if r.get("row") in known}
+
+    def test_rows_that_others_replace(
+        self, times: Path, rows: dict[str, float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        what_rows_bring.main([str(times), "--rows", f"^{next(iter(rows))}$"])
+        assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+            ["M", "16"],
+            ["w8a8", "1.000"],
+        ]
+
+    def test_rows_that_do_better(
+        self, times: Path, rows: dict[str, float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Only the slow one is left, in one layer as fast as the others."""
+        slow = max(rows, key=lambda row: rows[row])
+        assert rows[slow] == 2
+        others = "|".join(row for row in rows if row != slow)
+        what_rows_bring.main([str(times), "--rows", others, "--markdown"])
+        assert f"| w8a8 | {1 / math.sqrt(2):.3f} |" in capsys.readouterr().out
+
+    def test_by_shared_memory(
+        self, times: Path, rows: dict[str, float], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sizes = sorted(row["smem_bytes"] for row in table_rows() if row["name"] in rows)
+        what_rows_bring.main([str(times), "--above", str(sizes[0] - 1)])
+        assert capsys.readouterr().out.split() == ["M", "16", "w8a8", "-"]
+        with pytest.raises(SystemExit):
+            what_rows_bring.main([str(times), "--above", str(sizes[-1])])
+        assert "has no such rows" in capsys.readouterr().err
 
 
 class TestProjection:

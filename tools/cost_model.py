@@ -456,3 +456,11 @@ def parse_layer(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"a layer is NxK, got {text!r}")
     return int(match[1]), int(match[2])
+
+
+def parse_regex(text: str) -> re.Pattern[str]:
+    """A regular expression of a command line."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {text!r}, {error}") from None

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from cost_model import parse_layer
+from cost_model import parse_layer, parse_regex
 from qutlass.bench.schemes import SCHEMES, Weights, make_tokens, random_matrix
 from qutlass.bench.shapes import LAYERS
 from qutlass.ops import _gemm_legal, _gemm_tiles
@@ -76,10 +75,10 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument(
         "--rows",
-        type=re.compile,
-        default=re.compile(""),
+        type=parse_regex,
+        default="",
         metavar="REGEX",
-        help="only rows in whose names it is found",
+        help="only those in whose names it is found",
     )
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), metavar="M")
     parser.add_argument("--group", type=int, default=128)
