@@ -59,7 +59,9 @@ class TileLoader {
   static constexpr int kRowStep = kThreads / kColumns;  // from a thread's row to its next
   static constexpr int kRowsOfThread = (Tile::kRows + kRowStep - 1) / kRowStep;
   static_assert(kThreads % kColumns == 0 && Tile::kChunks % kColumns == 0);
-  static_assert((kRowStep & (kRowStep - 1)) == 0, "a step has no bit in common with a first row");
+  static_assert((kRowStep & (kRowStep - 1)) == 0 ||
+                    (!kDealt && kRowStep % (Tile::kRowsPerLine * Tile::kXorRange) == 0),
+                "a step has no bit in common with a first row, or none that is permuted");
   static_assert(kColumns >= Tile::kXorRange, "the swizzle stays within a line");
 
   __host__ __device__ static constexpr int place(int row) { return kDealt ? dealt_row(row) : row; }
