@@ -48,8 +48,8 @@ from cost_model import (
 from qutlass.tuned import table_rows
 
 FIXED = (
-    "kSm90S8", "kSm90Bf16", "kSm90S4", "kSharedBytes", "kMemoryShare", "kL2Bytes", "kCopy",
-    "kClearly"
+    "kSm90S8", "kSm90Bf16", "kSm90S4", "kSharedBytes", "kL2Bytes", "kMemoryShare", "kCopy",
+    "kClearly",
 )  # fmt: skip
 SELECT = CSRC / "gemm" / "select.cpp"
 EMULATED = "w4a4"

@@ -25,9 +25,10 @@ namespace {
 
 // Measured, or said by the architecture: cycles of a scheduler for a tensor instruction at the
 // rates that programs of nothing else reach on 9.0, a multiprocessor's bytes a cycle of shared
-// memory, and what a device copy reaches of the pin rate.
+// memory and, on 9.0, from L2 (of which times say so little that a fit leaves any value), and what
+// a device copy reaches of the pin rate.
 constexpr double kSm90S8 = 5.9, kSm90Bf16 = 5.9, kSm90S4 = 217;
-constexpr double kSharedBytes = 128, kMemoryShare = 0.9;
+constexpr double kSharedBytes = 128, kL2Bytes = 64, kMemoryShare = 0.9;
 
 // Instructions for each 16 bytes that a thread copies: the copy, its address and its predicate.
 constexpr double kCopy = 4;
@@ -40,7 +41,6 @@ constexpr double kAlone = 0.397;  // an instruction of a warp that nothing else 
 constexpr double kBarrier = 1200;  // a k tile's wait, shared by the stages in flight
 constexpr double kEpilogue = 4940, kEpilogueResult = 35;  // a tile; a result of a thread
 constexpr double kSplit = 4660, kSplitPart = 2.97;  // a shared tile; 32 results of a part
-constexpr double kL2Bytes = 64;  // a multiprocessor's bytes a cycle, set: times say little of it
 constexpr double kL2Share = 6.54;  // of L2, for what blocks read that do not go through k together
 
 // Estimates that differ by less say nothing: the first candidate stays, which has the lowest tile,
