@@ -73,6 +73,9 @@ class GroupCache {
   // array[kRest]: kW4A16: the pair (-c0, -c0). With fractional zero points, in its upper half,
   //   -c1 * scale, or -c1 with kSums. With kWeightScale two pairs: the lower half of the scale, and
   //   -c1 * scale.
+  // kW4A16: weights are taken as this many units each, since 16 * 2^-133 * 2^127, the largest
+  // power of two that bfloat16 holds, is 2^-2, and 2^-6 as much without the 16.
+  static constexpr float kUnits = 64.f;
   static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
  private:
@@ -200,19 +203,22 @@ class GroupCache {
         return s_.array[which][slot + e][(item.place + step) * kWords];
       };
       if constexpr (kOp == GemmOp::kW4A16) {
-        // w = (v - c0) - c1 with v = 136 + q: c0 an integer that bfloat16 holds, so that the first
-        // difference is exact; c1 the rest of a fractional zero point. An integer zero point for
-        // which bfloat16 does not hold c0 makes its column NaN, in every row of the table.
-        float c0 = 136.f, c1 = 0.f;
+        // w = (v - c0) - c1 with v = 8 + q, all in units of 1 / kUnits: c0 an integer that bfloat16
+        // holds, so that the first difference is exact; c1 the rest of a fractional zero point. An
+        // integer zero point for which bfloat16 does not hold c0 makes its column NaN, in every row
+        // of the table.
+        float c0 = 8.f, c1 = 0.f;
         if constexpr (kFractional) {
           const float z =
               __uint_as_float(p_.b_zero_dtype == DType::kBFloat16 ? zero_[i] << 16 : zero_[i]);
-          c0 = fminf(fmaxf(rintf(136.f + z), -256.f), 256.f);
-          c1 = z - (c0 - 136.f);
+          c0 = fminf(fmaxf(rintf(8.f + z), -256.f), 256.f);
+          c1 = z - (c0 - 8.f);
         } else if constexpr (kZeros) {
-          c0 = __int2float_rn(136 + integer_of(zero_[i]));
+          c0 = 8.f + __int2float_rn(integer_of(zero_[i]));
           if (__bfloat162float(__float2bfloat16_rn(c0)) != c0) c0 = __int_as_float(0x7FC00000);
         }
+        c0 *= 1.f / kUnits;
+        c1 *= 1.f / kUnits;
         const float x = scale_of(scale_[i]);
         const float upper = __bfloat162float(__float2bfloat16_rn(x));
         if constexpr (kWeightScale) {

@@ -546,37 +546,42 @@ class Mainloop {
       v[1] = and_xor(x >> 4, 0x0F0F0F0Fu, 0x08080808u);
     }
   }
-  // kW4A16: the bfloat16 136 + q of the low (half 0) or the high nibbles of x.
+  // kW4A16: pairs of bfloat16 from the low (half 0) or the high nibbles of x. A byte 0 .. 240 is a
+  // bfloat16 of that many units of 2^-133, a subnormal or one of the first normals: so no nibble
+  // needs shifting, settle() and scaled() multiply the low ones by 16 times as much.
   __device__ __forceinline__ static void widen_nibbles(uint32_t (&b)[2], uint32_t x, int half) {
-    // A byte q + 8 below the byte 0x43 is the bfloat16 136 + q.
-    uint32_t both[2];  // of which the compiler leaves out the other
-    offset_nibbles(both, x);
-    const uint32_t v = both[half];
-    b[0] = __byte_perm(v, 0x43434343u, 0x4140);
-    b[1] = __byte_perm(v, 0x43434343u, 0x4342);
+    const uint32_t v = half == 0 ? and_xor(x, 0x0F0F0F0Fu, 0x08080808u)
+                                 : and_xor(x, 0xF0F0F0F0u, 0x80808080u);
+    b[0] = __byte_perm(v, 0, 0x4140);
+    b[1] = __byte_perm(v, 0, 0x4342);
   }
-  // The weights of a pair of 136 + q, see GroupCache.
+  // v, of widen_nibbles(), as (q + 8) / kUnits, plus c.
+  __device__ __forceinline__ static uint32_t offset(uint32_t v, int half, uint32_t c) {
+    return bf16x2_fma(v, half == 0 ? 0x7F007F00u : 0x7D007D00u, c);  // 2^127, 2^123
+  }
+  // The weights of a pair, see GroupCache.
   template <bool kZeros>
-  __device__ __forceinline__ static uint32_t scaled(uint32_t v, const uint2& w, const uint2& rest) {
-    constexpr uint32_t kOne = 0x3F803F80u;
-    const uint32_t x = bf16x2_fma(v, kOne, w.x);
+  __device__ __forceinline__ static uint32_t scaled(uint32_t v, int half, const uint2& w,
+                                                    const uint2& rest) {
+    const uint32_t x = offset(v, half, w.x);
     // (v - c1) * (scale + rest of the scale), rounded once but for the small second term.
     if constexpr (kZeros) return bf16x2_fma(x, w.y, bf16x2_fma(x, rest.x, rest.y));
     return bf16x2_mul(x, w.y);
   }
-  // kSwapped: q - zero of pairs of 136 + q. Without kSumsFractions, of fractional zero points, the
-  // weights: rounded without their scale they would all be off by the same.
+  // kSwapped: q - zero of pairs. Without kSumsFractions, of fractional zero points, the weights:
+  // rounded without their scale they would all be off by the same.
   template <bool kZeros>
-  __device__ __forceinline__ static void settle(uint32_t (&v)[2], const UnpackParams& u, int j) {
+  __device__ __forceinline__ static void settle(uint32_t (&v)[2], int half, const UnpackParams& u,
+                                                int j) {
     const auto low = [](uint32_t x) { return __byte_perm(x, 0, 0x1010); };
     const auto high = [](uint32_t x) { return __byte_perm(x, 0, 0x3232); };
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if constexpr (kZeros && !kSumsFractions)
-        v[i] = scaled<true>(v[i], make_uint2(low(u.c[j]), low(u.scale[j])),
+        v[i] = scaled<true>(v[i], half, make_uint2(low(u.c[j]), low(u.scale[j])),
                             make_uint2(high(u.scale[j]), high(u.c[j])));
       else
-        v[i] = bf16x2_fma(v[i], 0x3F803F80u, kZeros ? low(u.c[j]) : u.c[j]);
+        v[i] = offset(v[i], half, kZeros ? low(u.c[j]) : u.c[j]);
     }
   }
   // array[which] of two words a column.
@@ -646,11 +651,11 @@ class Mainloop {
     for (int h = 0; h < 2; ++h) {
       uint32_t b[2];
       widen_nibbles(b, c.x[half * 2 + h], 0);
-      low[h * 2] = scaled<kZeros>(b[0], c.w, c.rest);
-      low[h * 2 + 1] = scaled<kZeros>(b[1], c.w, c.rest);
+      low[h * 2] = scaled<kZeros>(b[0], 0, c.w, c.rest);
+      low[h * 2 + 1] = scaled<kZeros>(b[1], 0, c.w, c.rest);
       widen_nibbles(b, c.x[half * 2 + h], 1);
-      high[h * 2] = scaled<kZeros>(b[0], c.w, c.rest);
-      high[h * 2 + 1] = scaled<kZeros>(b[1], c.w, c.rest);
+      high[h * 2] = scaled<kZeros>(b[0], 1, c.w, c.rest);
+      high[h * 2 + 1] = scaled<kZeros>(b[1], 1, c.w, c.rest);
     }
     const int to = chunk_of_row() * 4 + half;
     store_shared_128(base + ((to ^ swizzle<TileW>(chunk_row())) * 16), low);
@@ -782,7 +787,7 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
         uint32_t rows[2] = {x, x};
         if constexpr (!leaves_out(Part::kUnpacking)) {
           widen_nibbles(rows, x, s % kHalves);
-          settle<kZeros>(rows, params, 2 * j + h);
+          settle<kZeros>(rows, s % kHalves, params, 2 * j + h);
         }
         b[h] = rows[0];
         b[h + 2] = rows[1];
@@ -1059,6 +1064,14 @@ __device__ __forceinline__ void Mainloop<kOp_, Shape_, WarpShape_, kStages_>::ru
     }
   }
   const auto hand_over = [&](auto& sums) {
+    if constexpr (kBf16) {
+#pragma unroll
+      for (int j = 0; j < kBFragments; ++j)
+#pragma unroll
+        for (int i = 0; i < kAFragments; ++i)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) sums[j][i][r] *= Groups::kUnits;
+    }
     if constexpr (kExchanges) {
       // The stages become the place where slices meet: nothing may still be copied there.
       copy_async_wait<0>();
