@@ -49,6 +49,41 @@ class TestInt4(MatmulSuite):
             # A weight dequantized in bfloat16 and then multiplied by 1 is rounded only once.
             assert ((out - want).abs() <= want.abs() * 2.0**-8).all()
 
+    @pytest.mark.parametrize("m", [1, 16, 64, 300])
+    @pytest.mark.parametrize("zeros", [range(-264, 249), range(-128, 128)], ids=["i32", "i8"])
+    def test_every_integer_zero_point(self, device: str, m: int, zeros: range) -> None:
+        """Those that CUDA takes, at every height of tiles; on CUDA the next one on either side
+        makes its column NaN, and none other."""
+        dtype, group = (torch.int32, 64) if len(zeros) > 256 else (torch.int8, 64)
+        groups = 4
+        values = torch.tensor(list(zeros), dtype=dtype)
+        n = -(-len(values) // groups)
+        values = torch.cat([values, values[: n * groups - len(values)]]).reshape(n, groups)
+        x = cases.make(
+            GemmCase("int4", m, n, group * groups, group, b_zero=f"row.i{values.itemsize * 8}"),
+            device,
+        )
+        x.vectors["zeros"] = values.to(device)
+        clean = call(x)
+        truth.assert_right(clean, x)
+        if dtype == torch.int32 and device != "cpu":
+            beyond = values.clone()
+            beyond[3, 1], beyond[n - 1, 2] = zeros[0] - 1, zeros[-1] + 1
+            x.vectors["zeros"] = beyond.to(device)
+            out = call(x)
+            assert out[:, [3, n - 1]].isnan().all()
+            others = [column for column in range(n) if column not in (3, n - 1)]
+            truth.assert_same_bits(out[:, others], clean[:, others])
+
+    @pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
+    @pytest.mark.parametrize("m", [1, 40, 300])
+    def test_scales_of_any_size(self, device: str, m: int, exponent: int) -> None:
+        """A power of two in the scales is the same power of two in the outputs."""
+        x = cases.make(GemmCase("int4", m, 40, 512, 128, b_zero="row.i8"), device)
+        plain = call(x)
+        x.vectors["scales"] = x.vectors["scales"] * 2.0**exponent
+        truth.assert_same_bits(call(x), (plain.float() * 2.0**exponent).to(torch.bfloat16))
+
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
     def test_what_is_not_finite_stays_in_its_row(self, device: str, bad: float) -> None:
         x = cases.make(GemmCase("int4", 33, 70, 512, 128, b_zero="row.i8"), device)

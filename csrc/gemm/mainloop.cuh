@@ -550,8 +550,8 @@ class Mainloop {
   // bfloat16 of that many units of 2^-133, a subnormal or one of the first normals: so no nibble
   // needs shifting, settle() and scaled() multiply the low ones by 16 times as much.
   __device__ __forceinline__ static void widen_nibbles(uint32_t (&b)[2], uint32_t x, int half) {
-    const uint32_t v = half == 0 ? and_xor(x, 0x0F0F0F0Fu, 0x08080808u)
-                                 : and_xor(x, 0xF0F0F0F0u, 0x80808080u);
+    const uint32_t v =
+        half == 0 ? and_xor(x, 0x0F0F0F0Fu, 0x08080808u) : and_xor(x, 0xF0F0F0F0u, 0x80808080u);
     b[0] = __byte_perm(v, 0, 0x4140);
     b[1] = __byte_perm(v, 0, 0x4342);
   }

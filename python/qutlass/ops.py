@@ -467,8 +467,8 @@ def matmul_int4_bf16_tn(
         scales: float32, bfloat16 or float16 [N, G], K / G in {32, 64, 128} or K; [N] too where G
             is 1.
         zeros: int32 or int8, or float32 or bfloat16 for fractional ones, shaped as scales. None: 0.
-            On CUDA an integer zero point far outside INT4, where bfloat16 does not hold 136 plus it
-            (below -392 or from 121 on), makes its output column NaN. With act_bits 8 or 4 int32 or
+            On CUDA an integer zero point far outside INT4, where bfloat16 does not hold 8 plus it
+            (below -264 or from 249 on), makes its output column NaN. With act_bits 8 or 4 int32 or
             int8 in [-8, 7], as b_zero of the integer products.
         bias: float32, bfloat16 or float16 [N]. None: no addition.
         act_bits: 16, 8 or 4. With 8 or 4 a token that holds a NaN or an Inf gives NaN throughout.
