@@ -143,14 +143,14 @@ __device__ __forceinline__ uint32_t and_xor(uint32_t x, uint32_t y, uint32_t z) 
   return d;
 }
 
-// x * y + z on packed pairs of bfloat16; used with y = 1, where it is an exactly rounded sum.
+// x * y + z on packed pairs of bfloat16, rounded once.
 __device__ __forceinline__ uint32_t bf16x2_fma(uint32_t x, uint32_t y, uint32_t z) {
   uint32_t d;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(x), "r"(y), "r"(z));
   return d;
 }
 
-// x * y on packed pairs of bfloat16, rounded once.
+// x * y, the same.
 __device__ __forceinline__ uint32_t bf16x2_mul(uint32_t x, uint32_t y) {
   return bf16x2_fma(x, y, 0x80008000u);
 }
