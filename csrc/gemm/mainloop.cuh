@@ -548,8 +548,8 @@ class Mainloop {
   }
   // kW4A16: pairs of bfloat16 from the low (half 0) or the high nibbles of x. A byte 0 .. 240 is a
   // bfloat16 of that many units of 2^-133, a subnormal or one of the first normals: so no nibble
-  // needs shifting, offset() multiplies the low ones by 16 times as much. PTX's fma on bfloat16 takes
-  // subnormals and has no form that flushes them.
+  // needs shifting, offset() multiplies the low ones by 16 times as much. PTX's fma on bfloat16
+  // takes subnormals and has no form that flushes them.
   __device__ __forceinline__ static void widen_nibbles(uint32_t (&b)[2], uint32_t x, int half) {
     const uint32_t v =
         half == 0 ? and_xor(x, 0x0F0F0F0Fu, 0x08080808u) : and_xor(x, 0xF0F0F0F0u, 0x80808080u);
