@@ -65,6 +65,11 @@ class GroupCache {
     alignas(16) Array array[kArrays];
   };
 
+  // kW4A16: weights, and so c0 and c1 below, enter the products divided by this, and their sums are
+  // multiplied by it in the end: a nibble u is u * 2^-133 where it lies in a bfloat16 (see
+  // Mainloop::widen_nibbles), and 2^127 is the largest power of two to multiply that by.
+  static constexpr float kUnits = 64.f;
+
   // array[kUnpack]: for unpacking. kW4A8Multiplier: m | c << 8, kW4A8Group with zero points: c in
   //   every byte, kWeightScale: the pair (-c0, -c0) and the upper half of the scale, a pair of
   //   bfloat16.
@@ -73,9 +78,6 @@ class GroupCache {
   // array[kRest]: kW4A16: the pair (-c0, -c0). With fractional zero points, in its upper half,
   //   -c1 * scale, or -c1 with kSums. With kWeightScale two pairs: the lower half of the scale, and
   //   -c1 * scale.
-  // kW4A16: weights are taken as this many units each, since 16 * 2^-133 * 2^127, the largest
-  // power of two that bfloat16 holds, is 2^-2, and 2^-6 as much without the 16.
-  static constexpr float kUnits = 64.f;
   static constexpr int kUnpack = 0, kScale = kOp == GemmOp::kW4A16 ? 0 : 1, kRest = 1;
 
  private:
@@ -203,10 +205,9 @@ class GroupCache {
         return s_.array[which][slot + e][(item.place + step) * kWords];
       };
       if constexpr (kOp == GemmOp::kW4A16) {
-        // w = (v - c0) - c1 with v = 8 + q, all in units of 1 / kUnits: c0 an integer that bfloat16
-        // holds, so that the first difference is exact; c1 the rest of a fractional zero point. An
-        // integer zero point for which bfloat16 does not hold c0 makes its column NaN, in every row
-        // of the table.
+        // w = (v - c0) - c1 with v = 8 + q: c0 an integer that bfloat16 holds, so that the first
+        // difference is exact; c1 the rest of a fractional zero point. An integer zero point for
+        // which bfloat16 does not hold c0 makes its column NaN, in every row of the table.
         float c0 = 8.f, c1 = 0.f;
         if constexpr (kFractional) {
           const float z =
